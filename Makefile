@@ -1,0 +1,38 @@
+# The two commands of the README, and what else is run often. Everything happens in .venv; nothing outside it is touched.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: run test lint types check bench sanitize clean
+
+run: $(STAMP)-examples
+	$(BIN)/python examples/flights.py
+
+test: $(STAMP)-test lint types
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)-test
+	$(BIN)/mypy
+
+bench: $(STAMP)-test $(STAMP)-bench
+	$(BIN)/python -m tests.bench $(ARGS)
+
+sanitize: $(STAMP)-test
+	$(BIN)/python -m tests.bus.sanitize
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bus/*.so $(VENV)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# An extra is installed again when the project's metadata or the C ring changed.
+$(STAMP)-%: $(BIN)/python pyproject.toml setup.py $(wildcard bus/_ring.c)
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,272 @@
+"""The run: consecutive messages of one route in one record, and how it is encoded, checked and read.
+
+    record   :=  header body
+    header   :=  first sequence number u64 | count u32 | route u16 | flags u16      (little endian, 16 bytes)
+    body     :=  MessagePack array of `count` messages, each the array of its fields
+
+Pure. What another process wrote is checked before it is believed: a record that does not hold what its header says is
+BadRecord. A message that cannot be encoded, or would not be accepted by the receiver, is BadMessage, and the sender is at
+fault; since the same strict decoder stands on both sides, what passed `check_run` is accepted there.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Sequence
+from enum import Enum, Flag
+from typing import Annotated, Any, Generic, TypeVar, get_origin
+
+import msgspec
+from msgspec.structs import fields
+
+from actors.annotations import alternatives
+from actors.errors import BadMessage, BadRecord, BadState, MessageTooLarge
+from actors.message import Message, State, can_encode_late, type_name
+
+RUN = struct.Struct("<QIHH")
+FLAG_ASK = 1  # the sender waits for a reply
+FLAG_REPLY = 2  # this is one
+FLAG_ERROR = 4  # and it tells of a failure
+
+MAX_ROUTES = 1 << 16
+MAX_COUNT = (1 << 32) - 1
+SUMMARY = 80  # characters of a value that an error carries along
+
+pack_header = RUN.pack
+
+M = TypeVar("M", bound=Message)
+S = TypeVar("S", bound=State)
+
+_encode = msgspec.msgpack.Encoder().encode
+_split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+
+
+def unpack_header(record: bytes) -> tuple[int, int, int, int]:
+    """(first sequence number, count, route, flags)"""
+    if len(record) < RUN.size:
+        raise BadRecord(f"shorter than the {RUN.size} bytes of its header", len(record))
+    return RUN.unpack_from(record)
+
+
+def array_header(count: int) -> bytes:
+    """How a MessagePack array of `count` elements begins."""
+    if count < 16:
+        return bytes((0x90 | count,))
+    if count < 1 << 16:
+        return b"\xdc" + count.to_bytes(2, "big")
+    return b"\xdd" + count.to_bytes(4, "big")
+
+
+class RunCodec(Generic[M]):
+    """Encodes and decodes runs of one message class.
+
+    `late` tells whether a message may be kept as it is and encoded at the commit (`encode_run`); otherwise it is encoded
+    at `send` (`encode_one`) and the encodings are joined at the commit (`join`).
+    """
+
+    def __init__(self, type_: type[M]) -> None:
+        self.type = type_
+        self.type_name = type_name(type_)
+        self.late = can_encode_late(type_)
+        self._decode = msgspec.msgpack.Decoder(list[type_]).decode  # type: ignore[valid-type]
+        self._decode_one = msgspec.msgpack.Decoder(type_).decode
+        self._plain = _plain_check(type_)
+
+    def encode_run(self, messages: Sequence[M]) -> bytes:
+        """The body of a run. BadMessage if one of them cannot be encoded."""
+        try:
+            return _encode(messages)
+        except Exception as error:
+            for index, message in enumerate(messages):
+                try:
+                    _encode(message)
+                except Exception as cause:
+                    raise self._unencodable(index, message, cause) from cause
+            raise BadMessage(0, self.type_name, "", f"{type(error).__name__}: {error}") from error
+
+    def check_run(self, body: bytes, messages: Sequence[M] | None = None) -> None:
+        """Prove that the receiver will accept this body; BadMessage names the first message that does not fit its type.
+
+        With the messages it was encoded from, the proof is usually quicker: a field whose value is exactly of its
+        declared plain type needs no decoding.
+        """
+        if messages is not None and self._plain is not None and self._plain(messages):
+            return
+        try:
+            self._decode(body)
+        except Exception as error:
+            raise self._misfit(body, error) from error
+
+    def encode_one(self, message: M) -> bytes:
+        """One message as it is now, for `join`. Like `encode_run`, it does not check what the receiver will."""
+        try:
+            return _encode(message)
+        except Exception as error:
+            raise self._unencodable(0, message, error) from error
+
+    @staticmethod
+    def join(encoded: Sequence[bytes]) -> bytes:
+        """The body of a run of messages that are encoded already."""
+        return b"".join((array_header(len(encoded)), *encoded))
+
+    def decode_run(self, body: bytes) -> list[M]:
+        """The messages of a run that another process wrote. BadRecord if it is not a run of this class."""
+        try:
+            return self._decode(body)
+        except msgspec.MsgspecError as error:
+            raise BadRecord(f"not a run of {self.type_name}: {error}", len(body)) from error
+
+    def split_run(self, items: Sequence[M] | Sequence[bytes], max_bytes: int) -> list[tuple[int, bytes]]:
+        """(count, body) for the same messages in the same order, each body at most `max_bytes`; few, by halving.
+
+        The items are messages, or all encodings of messages. One that is over the limit alone is MessageTooLarge, with
+        its index among the items.
+        """
+        bodies: list[tuple[int, bytes]] = []
+        pending = [(0, items)] if items else []
+        while pending:
+            at, part = pending.pop()
+            body = self.join(part) if isinstance(part[0], bytes) else self.encode_run(part)  # type: ignore[arg-type]
+            if len(body) <= max_bytes:
+                bodies.append((len(part), body))
+            elif len(part) == 1:
+                raise MessageTooLarge(self.type_name, len(body), max_bytes, at)
+            else:
+                middle = len(part) // 2
+                pending += [(at + middle, part[middle:]), (at, part[:middle])]
+        return bodies
+
+    def _unencodable(self, index: int, message: M, error: Exception) -> BadMessage:
+        for field in self.type.__struct_fields__:
+            value = getattr(message, field, None)
+            try:
+                _encode(value)
+            except Exception as cause:
+                return BadMessage(index, self.type_name, summary(value), _told(cause), field)
+        return BadMessage(index, self.type_name, summary(message), _told(error))
+
+    def _misfit(self, body: bytes, error: Exception) -> BadMessage:
+        try:
+            encoded = _split(body)
+        except Exception:
+            return BadMessage(0, self.type_name, summary(body), _told(error))
+        for index, one in enumerate(encoded):
+            try:
+                self._decode_one(one)
+            except Exception as cause:
+                reason, steps = _told(cause), ()
+                if match := _PATH.search(reason):
+                    reason, steps = reason[: match.start()], tuple(_STEP.findall(match[1]))
+                field, value = _locate(self.type, steps, msgspec.msgpack.decode(one))
+                return BadMessage(index, self.type_name, summary(value), reason, field)
+        return BadMessage(0, self.type_name, summary(body), _told(error))
+
+
+class StateCodec(Generic[S]):
+    """Encodes and decodes one handler's durable state."""
+
+    def __init__(self, type_: type[S]) -> None:
+        self.type = type_
+        self._decode = msgspec.msgpack.Decoder(type_).decode
+
+    def fresh(self) -> S:
+        """The state at the first start."""
+        return self.type()
+
+    def encode(self, state: S) -> bytes:
+        """The state as it would be written, without a check."""
+        try:
+            return _encode(state)
+        except Exception as error:
+            raise BadState(self.type.__qualname__, _told(error)) from error
+
+    def check(self, data: bytes) -> None:
+        """Prove that this can be read back."""
+        try:
+            self._decode(data)
+        except Exception as error:
+            raise BadState(self.type.__qualname__, _told(error)) from error
+
+    def decode(self, data: bytes) -> S:
+        """What was written, also by an earlier version of the class; BadRecord if it does not fit it any more."""
+        try:
+            return self._decode(data)
+        except Exception as error:
+            raise BadRecord(f"not a {self.type.__qualname__}: {_told(error)}", len(data)) from error
+
+
+def summary(value: object) -> str:
+    """A short picture of a value, whatever its own repr does."""
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__qualname__}, whose repr raises {type(error).__name__}>"
+    return text if len(text) <= SUMMARY else f"{text[: SUMMARY - 3]}..."
+
+
+_PATH = re.compile(r" - at `\$((?:\[[^\]]*\]|\.[^.\[`]*)*)`$")
+_STEP = re.compile(r"\[([^\]]*)\]|\.([^.\[`]*)")
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, (msgspec.MsgspecError, TypeError)) else f"{type(error).__name__}: {error}"
+
+
+def _locate(type_: type[msgspec.Struct], steps: tuple[tuple[str, str], ...], value: Any) -> tuple[str, Any]:
+    """The path in field names, and the value there, for the steps by which msgspec tells a place in a message."""
+    text = ""
+    for number, (index, name) in enumerate(steps):
+        if number == 0 and index.isdigit() and type_.__struct_config__.array_like:
+            place = int(index) - (type_.__struct_config__.tag is not None)
+            text = type_.__struct_fields__[place] if 0 <= place < len(type_.__struct_fields__) else f"[{index}]"
+        else:
+            text += f"[{index}]" if index else f".{name}"
+        try:
+            value = value[int(index)] if index.isdigit() else value[name]
+        except (LookupError, TypeError, ValueError):
+            value = None  # `[...]`: somewhere in a dict
+    return text.removeprefix("."), value
+
+
+def _is_exact(leaf: Any) -> bool:
+    """Whether every value of exactly this class that encodes is accepted by its decoder."""
+    if leaf in {str, int, float, bool, type(None)}:
+        return True
+    return isinstance(leaf, type) and issubclass(leaf, Enum) and not issubclass(leaf, Flag)
+
+
+def _plain_check(type_: type[msgspec.Struct]) -> Callable[[Sequence[Any]], bool] | None:
+    """A function that is true if every field of every message is exactly of its declared type; None for other classes.
+
+    For these types an encoding that succeeds is accepted by the decoder, so nothing has to be decoded to prove it. It is
+    written as source, as dataclasses are, since this loop runs once per message sent.
+    """
+    if hasattr(type_, "__post_init__"):
+        return None
+    names: dict[str, Any] = {}
+
+    def named(cls: type) -> str:
+        names[f"class{len(names)}"] = cls
+        return f"class{len(names) - 1}"
+
+    tests = [f"type(message) is {named(type_)}"]
+    for field in fields(type_):
+        leaves = () if get_origin(field.type) is Annotated else alternatives(field.type)
+        if not leaves or not all(_is_exact(leaf) for leaf in leaves):
+            return None
+        kind = f"type(message.{field.name})"
+        classes = [named(leaf) for leaf in leaves]
+        tests.append(f"{kind} is {classes[0]}" if len(classes) == 1 else f"{kind} in ({', '.join(classes)})")
+    source = "\n".join(
+        [
+            "def plain(messages):",
+            "    for message in messages:",
+            f"        if not ({' and '.join(tests)}):",
+            "            return False",
+            "    return True",
+        ]
+    )
+    exec(source, names)
+    check: Callable[[Sequence[Any]], bool] = names["plain"]
+    return check

@@ -1,0 +1,395 @@
+"""Runs handlers over what arrived, as transactions: all of a batch takes effect, or nothing of it.
+
+A batch is handled and committed together. When something in it fails, the batch is rolled back and handled again
+*carefully*: every message is a transaction of its own, and messages to handlers of the same worker become
+transactions of their own too, so that the failure is blamed on one message exactly. That one is tried again until its
+attempts are used up, and is then committed as a dead letter; the others take effect as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from actors.codec import FLAG_ASK, FLAG_ERROR, FLAG_REPLY, RunCodec
+from actors.endpoint import Arrival, Endpoint
+from actors.errors import MessageTooLarge
+from actors.hosted import Context, Hosted
+from actors.message import Message
+from actors.outgoing import EncodedRun, Outgoing
+from actors.plan import GATEWAY, Plan
+from actors.resume import SESSION
+from actors.system_errors import HandlerFailed, NothingToReply
+from bus import Field
+from persist.format import DeadLetter
+
+INLINE_LIMIT = 10_000  # messages between handlers of the worker in one transaction; the rest is carried over
+LOOP_CALLS = 1024  # on_loop calls of one handler in one transaction
+LOOP_SECONDS = 0.001  # and the time they may take together
+LOOP_PAUSE = 0.01  # before the next call of an on_loop that sent nothing and did not say
+RETRY_PAUSE = 0.05  # before an on_loop that raised is called again, doubled each time
+DETAIL_LIMIT = 8192  # bytes of a traceback kept with a dead letter
+
+
+class Inlet:
+    """What the worker does with a route: how to decode it, and whom to call."""
+
+    __slots__ = ("calls", "codec", "targets", "type_name")
+
+    def __init__(self, codec: RunCodec, type_name: str, targets: list[tuple[Hosted, str]]) -> None:
+        self.codec = codec
+        self.type_name = type_name
+        self.targets = targets
+        self.calls: list[tuple[Hosted, Any]] = []
+
+    def bind(self) -> None:
+        """To the handlers' present instances."""
+        self.calls = [(hosted, getattr(hosted.instance, method)) for hosted, method in self.targets]
+
+
+class _Prepared(NamedTuple):
+    """A transaction with everything encoded: what could fail in the user's values has not failed."""
+
+    runs: list[EncodedRun]
+    states: list[tuple[int, bytes]]
+    keys: list[tuple[int, bytes, bytes | None]]
+
+
+class Dispatcher:
+    """The handlers of one worker over its endpoint. `attempts` counts failed tries of (peer index, seq)."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        endpoint: Endpoint,
+        hosted: Sequence[Hosted],
+        outgoing: Outgoing,
+        inlets: dict[int, Inlet],
+        context: Context,
+        attempts: dict[tuple[int, int], int],
+        session: str,
+    ) -> None:
+        self.hosted = list(hosted)
+        self.attempts = attempts
+        self._plan = plan
+        self._endpoint = endpoint
+        self._outgoing = outgoing
+        self._inlets = inlets
+        self._context = context
+        self._cells = endpoint.cells
+        self._session = session.encode()
+        self._touched: set[Hosted] = set()
+        self._began = (0, 0)  # (peer index, seq) of the last message of the run at hand
+        self._inline = INLINE_LIMIT
+        self._budget = INLINE_LIMIT
+        self._gateway = next(link.index for link in endpoint.links if link.name == GATEWAY)
+        self._reply_route = plan.reply_route(endpoint.me.name).id
+        self._sources = [hosted for hosted in self.hosted if hosted.plan.description.has_on_loop]
+        context.reply = self._reply
+
+    # ------------------------------------------------------------------------------------------------ lifecycle
+    def start(self, again: bool) -> None:
+        """Makes the handlers and calls their `on_start`. What they raise ends the worker.
+
+        `on_start` runs whenever a handler is made, so that it can open what it needs; what it sends and changes takes
+        effect once per start of the system. `again`: this start's has taken effect before.
+        """
+        for hosted in self.hosted:
+            hosted.make()
+        self._bind()
+        for hosted in self.hosted:
+            self._start_one(hosted)
+        if again:
+            self._forget_start(self.hosted)
+        else:
+            prepared = self._prepare()
+            prepared.keys.append((len(self.hosted), SESSION, self._session))
+            self._commit(prepared)
+
+    def stop(self) -> None:
+        """Calls `on_stop` of every handler, in reverse order, as one transaction."""
+        for hosted in reversed(self.hosted):
+            if hosted.plan.description.has_on_stop:
+                self._enter(hosted)
+                hosted.instance.on_stop()
+        self._commit(self._prepare())
+
+    def _start_one(self, hosted: Hosted) -> None:
+        if hosted.plan.description.has_on_start:
+            self._enter(hosted)
+            hosted.instance.on_start()
+
+    def _forget_start(self, again: Iterable[Hosted]) -> None:
+        """What `on_start` sent and changed took effect before, so not again."""
+        for hosted in again:
+            hosted.reset_state()
+        self._context.stop = False
+        self._clear()
+
+    def _bind(self) -> None:
+        for inlet in self._inlets.values():
+            inlet.bind()
+
+    def _enter(self, hosted: Hosted) -> None:
+        self._touched.add(hosted)
+        self._context.handler = hosted.name
+        self._cells[Field.BUSY_HANDLER] = hosted.index + 1
+
+    # ------------------------------------------------------------------------------------------------ messages
+    def run(self, arrivals: Sequence[Arrival]) -> None:
+        """Handles and commits what arrived. Afterwards all of it is consumed."""
+        while arrivals:
+            if self.attempts:
+                arrivals = self._carefully(arrivals)
+                continue
+            try:
+                for arrival in arrivals:
+                    skip = self._endpoint.admit(arrival)
+                    if skip < arrival.count:
+                        self._handle(arrival, skip)
+                prepared = self._prepare()
+            except Exception:  # whatever user code raises; the careful way finds out which message it was
+                # Anything up to the last message begun may be the cause.
+                self.attempts[self._began] = 0
+                self._rollback()
+            else:
+                self._commit(prepared)
+                break
+        self._cells[Field.BUSY_PEER] = 0
+        self._endpoint.release()
+
+    def _handle(self, arrival: Arrival, skip: int) -> None:
+        inlet = self._inlets[arrival.route]
+        messages = inlet.codec.decode_run(arrival.body)
+        if skip:
+            messages = messages[skip:]
+        seq = arrival.first + skip
+        self._begin(arrival, seq)
+        if len(inlet.calls) == 1:
+            self._enter(inlet.calls[0][0])
+            call = inlet.calls[0][1]
+            # The hot loop: what one message costs is decided here.
+            cells, context, local, now = self._cells, self._context, self._outgoing.local, time.monotonic_ns
+            busy_seq, busy_since = int(Field.BUSY_SEQ), int(Field.BUSY_SINCE_NS)
+            for message in messages:
+                cells[busy_seq] = context.seq = seq
+                cells[busy_since] = now()
+                call(message)
+                if local:
+                    self._drain_local()
+                seq += 1
+        else:
+            for message in messages:
+                self._cells[Field.BUSY_SEQ] = self._context.seq = seq
+                self._cells[Field.BUSY_SINCE_NS] = time.monotonic_ns()
+                self._call(inlet, message)
+                self._drain_local()
+                seq += 1
+        self._cells[Field.HANDLED] += len(messages)
+        arrival.link.inbound.stage(arrival.first + arrival.count - 1)
+
+    def _begin(self, arrival: Arrival, seq: int) -> None:
+        """The message in progress, for whoever has to find out what a worker died of."""
+        context = self._context
+        context.peer, context.seq, context.flags, context.replied = arrival.link.name, seq, arrival.flags, False
+        self._began = (arrival.link.index, arrival.first + arrival.count - 1)
+        self._cells[Field.BUSY_SEQ] = seq
+        self._cells[Field.BUSY_SINCE_NS] = time.monotonic_ns()
+        self._cells[Field.BUSY_PEER] = arrival.link.index + 1
+
+    def _call(self, inlet: Inlet, message: Any) -> None:
+        fresh = message
+        for number, (hosted, call) in enumerate(inlet.calls):
+            if number and not inlet.codec.late:
+                # What one handler may have changed is not what the next one gets.
+                fresh = inlet.codec.decode_one(inlet.codec.encode_one(message))
+            self._enter(hosted)
+            call(fresh)
+
+    def _drain_local(self) -> None:
+        """Messages to handlers of this worker, in the same transaction, unless older ones are still carried over."""
+        local, me = self._outgoing.local, self._endpoint.me
+        if me.outbound.assigned != me.inbound.seen:
+            return
+        handled = 0
+        while local and self._budget > 0:
+            self._budget -= 1
+            lane, message = local.popleft()
+            inlet = self._inlets[lane.route]
+            for hosted, call in inlet.calls:
+                self._enter(hosted)
+                call(message if lane.codec.late else inlet.codec.decode_one(message))
+            handled += 1
+        self._cells[Field.HANDLED] += handled
+
+    # ------------------------------------------------------------------------------------------------ transactions
+    def _prepare(self) -> _Prepared:
+        states: list[tuple[int, bytes]] = []
+        keys: list[tuple[int, bytes, bytes | None]] = []
+        for hosted in self._touched:
+            state, changed = hosted.changes()
+            if state is not None:
+                states.append((hosted.index, state))
+            keys.extend((hosted.index, key, value) for key, value in changed)
+        return _Prepared(self._outgoing.encode(self._endpoint.me.index) if self._outgoing else [], states, keys)
+
+    def _commit(self, prepared: _Prepared, dead: Sequence[DeadLetter] = ()) -> None:
+        if self._context.stop:
+            # Before the append: a wish that is lost with a crash in between would never be repeated, while one that
+            # comes too early only drains a little sooner.
+            self._cells[Field.STOP_REQUESTED] = 1
+            self._context.stop = False
+        self._endpoint.commit(prepared.runs, prepared.states, prepared.keys, dead)
+        for hosted in self._touched:
+            hosted.committed()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._touched.clear()
+        self._outgoing.clear()
+        self._budget = self._inline
+
+    def _rollback(self) -> None:
+        """As after the last commit. Handlers that took part are made anew from their committed state."""
+        self._cells[Field.ROLLBACKS] += 1
+        self._endpoint.rollback()
+        touched = list(self._touched)
+        self._context.stop = False
+        self._clear()
+        for hosted in touched:
+            hosted.make()
+        self._bind()
+        for hosted in touched:
+            self._start_one(hosted)
+        self._forget_start(touched)
+
+    # ------------------------------------------------------------------------------------------------ carefully
+    def _carefully(self, arrivals: Sequence[Arrival]) -> list[Arrival]:
+        """One message, one transaction, nothing inline, until no suspect is left; returns what then remains."""
+        suspected = {peer for peer, _ in self.attempts}
+        ordered = sorted(arrivals, key=lambda arrival: arrival.link.index not in suspected)  # stable: order per link
+        self._inline = self._budget = 0
+        try:
+            for number, arrival in enumerate(ordered):
+                skip = self._endpoint.admit(arrival)
+                if skip < arrival.count:
+                    raws = msgspec.msgpack.decode(arrival.body, type=list[msgspec.Raw])
+                    for seq, raw in enumerate(raws[skip:], arrival.first + skip):
+                        self._alone(arrival, seq, bytes(raw))
+                        self._forget_passed()
+                        if not self.attempts:
+                            return ordered[number:]  # the rest of this one is known by the watermark inside it
+        finally:
+            self._inline = self._budget = INLINE_LIMIT
+        return []
+
+    def _alone(self, arrival: Arrival, seq: int, raw: bytes) -> None:
+        """Tries one message until it is committed: as handled, or as a dead letter once its attempts are used up."""
+        key = (arrival.link.index, seq)
+        detail = "its worker died while it was in progress"
+        reason = "killed its worker"
+        while self.attempts.get(key, 0) < self._plan.limits.max_attempts:
+            try:
+                self._begin(arrival, seq)
+                inlet = self._inlets[arrival.route]
+                self._call(inlet, inlet.codec.decode_one(raw))
+                self._cells[Field.HANDLED] += 1
+                arrival.link.inbound.stage(seq)
+                prepared = self._prepare()
+            except Exception as error:  # whatever user code raises
+                self.attempts[key] = self.attempts.get(key, 0) + 1
+                reason = f"{type(error).__name__}: {error}"
+                detail = "".join(traceback.format_exception(error))[-DETAIL_LIMIT:]
+                self._rollback()
+            else:
+                self._commit(prepared)
+                return
+        self._bury(arrival, seq, raw, reason, detail)
+
+    def _bury(self, arrival: Arrival, seq: int, raw: bytes, reason: str, detail: str) -> None:
+        """The message is consumed as a dead letter: the next in order, and by the same append as any other."""
+        inlet = self._inlets.get(arrival.route)
+        letter = DeadLetter(
+            peer=arrival.link.index,
+            seq=seq,
+            route=arrival.route,
+            handler=",".join(hosted.name for hosted, _ in inlet.targets) if inlet else "",
+            type=inlet.type_name if inlet else "",
+            reason=reason,
+            detail=detail,
+            attempts=self.attempts.get((arrival.link.index, seq), 0),
+            time_ns=time.time_ns(),
+            body=raw,
+        )
+        arrival.link.inbound.stage(seq)
+        runs = []
+        if arrival.flags & FLAG_ASK:
+            runs.append(self._answer(seq, FLAG_ERROR, msgspec.msgpack.encode(reason)))
+        self._commit(_Prepared(runs, [], []), [letter])
+
+    def _forget_passed(self) -> None:
+        """Attempts of consumed messages are history."""
+        links = self._endpoint.links
+        for peer, seq in [key for key in self.attempts if key[1] <= links[key[0]].inbound.watermark]:
+            del self.attempts[peer, seq]
+
+    # ------------------------------------------------------------------------------------------------ sources
+    @property
+    def has_sources(self) -> bool:
+        return bool(self._sources)
+
+    def loop(self, now: float) -> float:
+        """Calls `on_loop` of the handlers whose time has come, as one transaction; returns when the next is due."""
+        for hosted in self._sources:
+            if hosted.due <= now:
+                self._loop_one(hosted, now)
+        return min((hosted.due for hosted in self._sources), default=float("inf"))
+
+    def _loop_one(self, hosted: Hosted, now: float) -> None:
+        outgoing = self._outgoing
+        calls = 1 if hosted.failures else LOOP_CALLS
+        until = now + LOOP_SECONDS
+        self._context.peer = ""
+        try:
+            self._enter(hosted)
+            while True:
+                before = outgoing.sent
+                pause = hosted.instance.on_loop()
+                silent = outgoing.sent == before
+                self._drain_local()
+                if pause is None and silent:
+                    pause = LOOP_PAUSE
+                calls -= 1
+                if pause or calls <= 0 or time.monotonic() >= until:
+                    break
+            prepared = self._prepare()
+        except Exception as error:
+            hosted.failures += 1
+            self._rollback()
+            if hosted.failures >= self._plan.limits.max_attempts:
+                raise HandlerFailed(hosted.name, "on_loop", hosted.failures) from error
+            hosted.due = time.monotonic() + RETRY_PAUSE * 2**hosted.failures
+        else:
+            self._commit(prepared)
+            hosted.failures = 0
+            hosted.due = now + (pause or 0.0)
+
+    # ------------------------------------------------------------------------------------------------ replies
+    def _reply(self, message: Message) -> None:
+        context = self._context
+        if not context.flags & FLAG_ASK or context.peer != GATEWAY or context.replied:
+            raise NothingToReply(context.handler, type(message).__name__, context.message_id(), context.replied)
+        name = f"{type(message).__module__}:{type(message).__qualname__}"
+        body = msgspec.msgpack.encode((name, message))
+        if len(body) > self._plan.limits.max_message_bytes:
+            raise MessageTooLarge(type(message).__name__, len(body), self._plan.limits.max_message_bytes)
+        context.replied = True
+        self._outgoing.add(self._answer(context.seq, 0, body))
+
+    def _answer(self, request: int, flags: int, body: bytes) -> EncodedRun:
+        """A reply goes back on the edge to the gateway, led by the sequence number of what it answers."""
+        return EncodedRun(self._reply_route, 1, FLAG_REPLY | flags, (self._gateway,), request.to_bytes(8, "little") + body)

@@ -1,0 +1,435 @@
+"""The endpoint of one worker: its journal, its links and its rings. It makes a transaction durable and moves it.
+
+The order of one commit, and nothing may come earlier than it stands here (DESIGN, the life of a message):
+
+    append   one journal append: what was consumed, what is sent, the new state      (level memory: nothing)
+    sync     fdatasync                                                               (level power only)
+    publish  committed sends go to the rings, as far as there is room
+    release  the acknowledgement cells take the durable watermarks, the heads of the inbound rings advance
+
+A full ring delays publishing and nothing else. What the peers acknowledged leaves the outbox by `progress`, and by
+the acknowledgement cells only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from actors.codec import RUN, pack_header, unpack_header
+from actors.outgoing import EncodedRun
+from bus import Block, Cell, Doorbell, Field, Ring
+from persist.format import DeadLetter, Send, Snapshot, Transaction
+from persist.journal import Journal
+from persist.link import DUPLICATE, NEW, UNKNOWN, Entry, Inbound, Kind, Outbound
+from persist.recovery import Recovered
+
+TAKE_RECORDS = 64  # records of one ring in one batch
+TAKE_BYTES = 1 << 16  # bytes of one ring in one batch; after a death this much may be handled one by one
+MARKS = 256  # commit times remembered per link, for the age of its oldest message
+MARK_NS = 1_000_000  # commits closer together than this share a mark
+MULTIPLYING = 16  # times the limit: an outbox in a cycle that is this long while nothing enters feeds itself
+ENTRY_BYTES = 64  # what a buffered run costs beside its body
+
+
+class Arrival(NamedTuple):
+    """A run as it came from a peer. Messages `first` to `first + count - 1` of the link."""
+
+    link: Link
+    first: int
+    count: int
+    route: int
+    flags: int
+    body: memoryview | bytes
+
+
+class Link:
+    """Both directions with one peer: protocol state, rings, the peer's doorbell. Either ring may be missing."""
+
+    __slots__ = (
+        "bell", "consuming", "inbound", "index", "inside", "marks", "name", "outbound", "producing", "resends",
+        "resends_seen",
+    )  # fmt: skip
+
+    def __init__(self, index: int, name: str, memory_limit: int) -> None:
+        self.index = index
+        self.name = name
+        self.outbound = Outbound(memory_limit)
+        self.inbound = Inbound()
+        self.producing: Ring | None = None  # the ring towards the peer
+        self.consuming: Ring | None = None  # the ring from the peer
+        self.bell: Doorbell | None = None
+        self.inside = False  # the edge from the peer lies inside this worker's component: never paused
+        self.resends = 0  # resends asked of the peer
+        self.resends_seen = 0  # resends of the peer's that were served
+        self.marks: deque[tuple[int, int]] = deque()  # (last sequence number, monotonic ns) of unacknowledged commits
+
+
+class Endpoint:
+    """The links of one worker over its journal (None at level `memory`). Used by one thread at a time."""
+
+    def __init__(
+        self, me: str, names: Sequence[str], block: Block, *, level: str, outbox_limit: int, memory_limit: int
+    ) -> None:
+        self.level = level
+        self.links = [Link(index, name, memory_limit) for index, name in enumerate(names)]
+        self.me = self.links[list(names).index(me)]
+        self.me.inside = True
+        self.journal: Journal | None = None
+        self.block = block
+        self.cells = block.cells
+        self.dead: list[DeadLetter] = []  # every dead letter kept so far
+        self.epoch = 0
+        self._outbox_limit = outbox_limit
+        self._over = False
+        self._paused = False
+        self._held = False
+        self._component: list[Block] = []
+        self.snapshot: Callable[[], Snapshot]  # of everything this endpoint's journal holds; set by its owner
+        self._sending: list[Link] = []  # links with an outbound ring
+        self._receiving: list[Link] = []  # links with an inbound ring
+
+    # ------------------------------------------------------------------------------------------------ setting up
+    def connect(
+        self, name: str, *, producing: Ring | None, consuming: Ring | None, bell: Doorbell, inside: bool
+    ) -> None:
+        link = next(link for link in self.links if link.name == name)
+        link.producing, link.consuming, link.bell, link.inside = producing, consuming, bell, inside
+        if producing is not None:
+            self._sending.append(link)
+        if consuming is not None:
+            self._receiving.append(link)
+
+    def watch(self, component: Iterable[Block]) -> None:
+        """The status blocks of the other workers of this worker's component."""
+        self._component = list(component)
+
+    def resume(self, journal: Journal | None, recovered: Recovered | None) -> None:
+        """Takes up where the last incarnation ended. Nothing was published, released or acknowledged before this."""
+        self.journal = journal
+        for link in self.links:
+            ring_out, ring_in = link.producing, link.consuming
+            if recovered is not None and journal is not None:
+                link.inbound = Inbound(recovered.watermarks.get(link.name, 0))
+                # What may be trimmed is what was acknowledged; the resume cell is only a hint where to begin.
+                acked, resume = (link.inbound.watermark, 0) if link is self.me else (0, UNKNOWN)
+                if ring_out is not None:
+                    acked, resume = ring_out.get(Cell.ACK), ring_out.get(Cell.RESUME)
+                link.outbound.restore(
+                    assigned=recovered.assigned.get(link.name, 0),
+                    acked=max(recovered.acked.get(link.name, 0), acked),
+                    resume=resume,
+                    from_position=recovered.unacked_from.get(link.name),
+                )
+            else:
+                # No journal: the rings, which outlive a worker, are all there is to remember.
+                published = 0 if ring_out is None else ring_out.get(Cell.PUBLISHED)
+                link.outbound.restore(assigned=published, acked=published, resume=published, from_position=None)
+                link.inbound = Inbound(0 if ring_in is None else ring_in.get(Cell.ACK))
+            if ring_in is not None:
+                link.resends = ring_in.get(Cell.RESEND_ASKED)
+                ring_in.set(Cell.RESUME, link.inbound.watermark)
+                ring_in.set(Cell.ACK, link.inbound.watermark)
+                ring_in.rewind()
+            if ring_out is not None:
+                link.resends_seen = ring_out.get(Cell.RESEND_SERVED)
+                ring_out.set(Cell.COMMITTED, link.outbound.assigned)
+        self.cells[Field.CARRIED_ACK] = self.me.inbound.watermark
+        self.cells[Field.CARRIED] = self.me.outbound.assigned
+        self.progress()
+
+    # ------------------------------------------------------------------------------------------------ receiving
+    def take(self) -> list[Arrival]:
+        """What waits at the worker, a bounded batch: first its own carried-over messages, then ring by ring."""
+        arrivals: list[Arrival] = []
+        if self._held:
+            return arrivals
+        if self.me.outbound.published != self.me.outbound.assigned:
+            arrivals.extend(self._take_own())
+        for link in self._receiving:
+            if self._paused and not link.inside:
+                continue
+            assert link.consuming is not None
+            for record in link.consuming.take_many(TAKE_RECORDS, TAKE_BYTES):
+                first, count, route, flags = unpack_header(record)
+                arrivals.append(Arrival(link, first, count, route, flags, memoryview(record)[RUN.size:]))
+        return arrivals
+
+    def admit(self, arrival: Arrival) -> int:
+        """How many messages of the arrival were consumed before; its whole count for a duplicate or a gap."""
+        link = arrival.link
+        verdict = link.inbound.admit(arrival.first, arrival.count)
+        if verdict is NEW:
+            return 0
+        if verdict.kind is Kind.NEW:
+            return verdict.skip
+        if verdict is DUPLICATE:
+            self.cells[Field.DUPLICATES] += arrival.count
+        else:
+            self._ask_resend(link)
+        return arrival.count
+
+    def release(self) -> None:
+        """All that was taken is committed: its space in the rings is free again."""
+        if self._held:
+            return
+        for link in self._receiving:
+            ring = link.consuming
+            assert ring is not None
+            ring.release()
+            if ring.get(Cell.STARVED) and link.bell is not None:
+                link.bell.ring()
+
+    def rollback(self) -> None:
+        for link in self.links:
+            link.inbound.rollback()
+
+    # ------------------------------------------------------------------------------------------------ committing
+    def commit(
+        self,
+        runs: Sequence[EncodedRun] = (),
+        states: Sequence[tuple[int, bytes]] = (),
+        keys: Sequence[tuple[int, bytes, bytes | None]] = (),
+        dead: Sequence[DeadLetter] = (),
+    ) -> None:
+        """One transaction: what is staged on the inbound links, the runs, the state. Durable when this returns."""
+        consumed = [link for link in self.links if link.inbound.seen != link.inbound.watermark]
+        if not (consumed or runs or states or keys or dead):
+            return
+        sends = self._number(runs)
+        position = 0
+        if self.journal is not None:
+            position = self.journal.append(
+                Transaction(
+                    consumed=[(link.index, link.inbound.seen) for link in consumed],
+                    sends=sends,
+                    states=list(states),
+                    keys=list(keys),
+                    dead=list(dead),
+                )
+            )
+            if self.level == "power":
+                self.journal.sync()
+        self.dead.extend(dead)
+        self._enter_outbox(sends, position)
+        for link in consumed:
+            link.inbound.commit()
+        cells = self.cells
+        cells[Field.COMMITS] += 1
+        cells[Field.LAST_COMMIT_NS] = time.monotonic_ns()
+        if dead:
+            cells[Field.DEAD_LETTERS] = len(self.dead)
+        self.publish()
+        self.acknowledge(consumed)
+
+    def _number(self, runs: Sequence[EncodedRun]) -> list[Send]:
+        """Sequence numbers are used here, right before the append, and nowhere else."""
+        links = self.links
+        sent = 0
+        sends = []
+        for run in runs:
+            edges = [(peer, links[peer].outbound.assign(run.count)) for peer in run.peers]
+            sends.append(Send(run.route, run.count, run.flags, edges, run.body))
+            sent += run.count
+        self.cells[Field.SENT] += sent
+        return sends
+
+    def _enter_outbox(self, sends: Sequence[Send], position: int) -> None:
+        now = time.monotonic_ns()
+        for send in sends:
+            size = len(send.body) + ENTRY_BYTES
+            for peer, first in send.edges:
+                link = self.links[peer]
+                link.outbound.committed(first, send.count, size, send, position)
+                last, marks = first + send.count - 1, link.marks
+                if marks and (now - marks[-1][1] < MARK_NS or len(marks) >= MARKS):
+                    marks[-1] = (last, marks[-1][1])
+                else:
+                    marks.append((last, now))
+        # The supervisor decides that the system is quiet by these cells: a send counts before its cause is acknowledged.
+        for link in self._sending:
+            assert link.producing is not None
+            link.producing.set(Cell.COMMITTED, link.outbound.assigned)
+        self.cells[Field.CARRIED] = self.me.outbound.assigned
+
+    # ------------------------------------------------------------------------------------------------ moving
+    def publish(self) -> bool:
+        """Committed sends go into their rings as far as there is room. True if anything moved."""
+        moved = False
+        for link in self._sending:
+            if link.outbound.published != link.outbound.assigned:
+                moved |= self._publish(link)
+        self._limit()
+        return moved
+
+    def _publish(self, link: Link) -> bool:
+        ring, outbound = link.producing, link.outbound
+        assert ring is not None
+        moved = starved = False
+        while True:
+            if outbound.needs_refill:
+                self._refill(link)
+            entry = outbound.peek()
+            if entry is None:
+                break
+            if not self._push(ring, entry):
+                if starved:
+                    break
+                # Asks for a ring of the doorbell, then looks again: room may have come before the peer saw it.
+                ring.set(Cell.STARVED, 1)
+                starved = True
+                continue
+            outbound.pop()
+            moved = True
+        if entry is None and ring.get(Cell.STARVED):
+            ring.set(Cell.STARVED, 0)
+        if moved:
+            ring.set(Cell.PUBLISHED, outbound.published)
+            assert link.bell is not None
+            link.bell.ring()
+        ring.set(Cell.OUTBOX_BYTES, outbound.backlog_bytes)
+        if link.marks:
+            ring.set(Cell.OLDEST_NS, link.marks[0][1])
+        return moved
+
+    @staticmethod
+    def _push(ring: Ring, entry: Entry) -> bool:
+        send: Send = entry.payload
+        return ring.push(pack_header(entry.first, entry.count, send.route, send.flags), send.body)
+
+    def _refill(self, link: Link) -> None:
+        """The backlog is on disk: the next part of it comes back from the journal."""
+        assert self.journal is not None
+        outbound = link.outbound
+        outbound.refill(_entries(self.journal, link))
+
+    def acknowledge(self, consumed: Iterable[Link]) -> None:
+        """The acknowledgement cells take the durable watermarks. At `memory`, not before all it caused is published."""
+        if self.journal is None:
+            self._held = any(
+                link.outbound.published != link.outbound.assigned for link in self._sending if not link.inside
+            )
+            if self._held:
+                return
+            consumed = self.links
+        for link in consumed:
+            if link.consuming is not None:
+                link.consuming.set(Cell.ACK, link.inbound.watermark)
+            elif link is self.me:
+                link.outbound.acknowledge(link.inbound.watermark)
+                self.cells[Field.CARRIED_ACK] = link.inbound.watermark
+
+    def progress(self) -> bool:
+        """Trims by acknowledgements, serves resends, publishes what found no room before. True if anything moved."""
+        moved = False
+        for link in self._sending:
+            ring, outbound = link.producing, link.outbound
+            assert ring is not None
+            acked = ring.get(Cell.ACK)
+            if acked > outbound.acked:
+                outbound.acknowledge(acked)
+                marks = link.marks
+                while marks and marks[0][0] <= acked:
+                    marks.popleft()
+                ring.set(Cell.OLDEST_NS, marks[0][1] if marks else 0)
+            asked = ring.get(Cell.RESEND_ASKED)
+            if asked != link.resends_seen and self.journal is not None:
+                outbound.rewind(ring.get(Cell.RESUME))
+                link.resends_seen = asked
+                ring.set(Cell.RESEND_SERVED, asked)
+        moved = self.publish()
+        if self._held:
+            self.acknowledge(())
+            if not self._held:
+                self.release()
+                moved = True
+        self._pause()
+        return moved
+
+    def keep_house(self) -> None:
+        """Journal housekeeping between transactions: a new segment when it is time, old ones go when all is trimmed."""
+        journal = self.journal
+        if journal is None:
+            return
+        self.cells[Field.JOURNAL_BYTES] = journal.bytes
+        if journal.due:
+            journal.rotate(self.snapshot())
+            journal.trim({link.index: link.outbound.acked for link in self.links})
+            self.cells[Field.JOURNAL_SEGMENTS] = journal.segments
+
+    # ------------------------------------------------------------------------------------------------ waiting
+    def idle(self) -> bool:
+        """Nothing waits to be taken. To be asked with the doorbell armed."""
+        for link in self._receiving:
+            if (link.inside or not self._paused) and not self._held:
+                assert link.consuming is not None
+                if link.consuming.pending():
+                    return False
+        return self.me.outbound.published == self.me.outbound.assigned
+
+    @property
+    def paused(self) -> bool:
+        """Overloaded: sources wait, and so does what enters the component from outside."""
+        return self._paused or self._held
+
+    @property
+    def over_limit(self) -> bool:
+        return self._over
+
+    def _limit(self) -> None:
+        """Tells the component whether this outbox is over its limit; under again only when half of it is gone."""
+        backlog = self.me.outbound.backlog_bytes
+        for link in self._sending:
+            backlog += link.outbound.backlog_bytes
+        self.cells[Field.OUTBOX_BYTES] = backlog
+        limit = self._outbox_limit
+        if self._over:
+            if backlog <= limit // 2:
+                self._over = False
+                self.cells[Field.OVER_LIMIT] = self.cells[Field.MULTIPLYING] = 0
+            elif backlog > limit * MULTIPLYING and self._component:
+                # In a cycle, nothing enters from outside, and still it grows: the cycle multiplies its own messages.
+                self.cells[Field.MULTIPLYING] = 1
+        elif backlog > limit:
+            self._over = True
+            self.cells[Field.OVER_LIMIT] = 1
+
+    def _pause(self) -> None:
+        self._paused = self._over or any(block.get(Field.OVER_LIMIT) for block in self._component)
+
+    def _ask_resend(self, link: Link) -> None:
+        """A gap. Rings that are kept have none, so this is an alarm as well."""
+        ring = link.consuming
+        if ring is None:
+            return
+        self.cells[Field.GAPS] += 1
+        if ring.get(Cell.RESEND_SERVED) == link.resends:
+            link.resends += 1
+            ring.set(Cell.RESUME, link.inbound.seen)
+            ring.set(Cell.RESEND_ASKED, link.resends)
+            assert link.bell is not None
+            link.bell.ring()
+
+    def _take_own(self) -> Iterator[Arrival]:
+        """Messages that the worker carried over to itself."""
+        outbound = self.me.outbound
+        for _ in range(TAKE_RECORDS):
+            if outbound.needs_refill:
+                self._refill(self.me)
+            entry = outbound.peek()
+            if entry is None:
+                return
+            outbound.pop()
+            send: Send = entry.payload
+            yield Arrival(self.me, entry.first, entry.count, send.route, send.flags, send.body)
+
+
+def _entries(journal: Journal, link: Link) -> Iterator[Entry]:
+    """The committed sends towards a peer, from where its backlog in memory ends."""
+    outbound = link.outbound
+    assert outbound.spilled_from is not None
+    for position, send in journal.sends(link.index, outbound.published, outbound.spilled_from):
+        first = next(seq for peer, seq in send.edges if peer == link.index)
+        yield Entry(first, send.count, len(send.body) + ENTRY_BYTES, send, position)

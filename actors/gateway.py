@@ -1,0 +1,193 @@
+"""The gateway: how the world outside sends to handlers, and gets answers. It is a peer like any worker.
+
+It lives in the supervisor's process with a journal of its own, so a message that `send` returned for is durable at
+the topology's level and takes effect exactly once, also when everything is killed right after. Any thread may call
+it; one thread of its own takes the answers and publishes what found no room at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+
+import msgspec
+
+from actors.codec import FLAG_ASK, FLAG_ERROR, RunCodec
+from actors.endpoint import Arrival, Endpoint
+from actors.errors import MessageTooLarge
+from actors.message import Message
+from actors.outgoing import EncodedRun
+from actors.plan import Plan, Route
+from actors.system_errors import AskFailed, AskTimeout, BadReply, SendTimeout, SystemClosed, UnknownHandler
+from bus import Field
+
+IDLE_WAIT = 0.25  # seconds; every wait is bounded
+ROOM_WAIT = 0.05
+
+
+class Gateway:
+    """External sender over an endpoint. `snapshot` makes the endpoint's journal snapshots."""
+
+    def __init__(self, plan: Plan, endpoint: Endpoint, resolve: Callable[[str], type[Message]]) -> None:
+        self._plan = plan
+        self._endpoint = endpoint
+        self._resolve = resolve
+        self._codecs: dict[type, RunCodec] = {}
+        self._asked: dict[tuple[int, int], Future[Message]] = {}
+        self._peers = {link.name: link.index for link in endpoint.links}
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._open = True
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="ringleader-gateway", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, handler: str, message: Message, timeout: float | None) -> None:
+        """Returns once the message is durable. Raises SendTimeout when there is no room for it until then."""
+        self._send(handler, message, timeout, 0)
+
+    def ask(self, handler: str, message: Message, timeout: float) -> Message:
+        """The handler's reply. AskTimeout: no reply yet, the message may still take effect; AskFailed: it was given up."""
+        deadline = time.monotonic() + timeout
+        key, future = self._send(handler, message, timeout, FLAG_ASK)
+        try:
+            return future.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise AskTimeout(handler, type(message).__name__, timeout) from None
+        finally:
+            with self._lock:
+                self._asked.pop(key, None)
+
+    def refuse(self) -> None:
+        """From now on nothing is taken from outside: the system drains."""
+        with self._room:
+            self._open = False
+            self._room.notify_all()
+
+    def close(self) -> None:
+        """Ends the thread; who still waits for an answer is told."""
+        self.refuse()
+        self._closing = True
+        self._endpoint.block.doorbell.ring()
+        if self._thread.ident is not None:
+            self._thread.join()
+        with self._lock:
+            for future in self._asked.values():
+                _settle(future, SystemClosed(self._plan.name))
+
+    # ------------------------------------------------------------------------------------------------ sending
+    def _send(
+        self, handler: str, message: Message, timeout: float | None, flags: int
+    ) -> tuple[tuple[int, int], Future[Message]]:
+        route = self._route(handler, message)
+        body = self._encode(message)
+        peer = self._peers[self._plan.worker_of(handler)]
+        outbound = self._endpoint.links[peer].outbound
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._room:
+            self._check_open()
+            while outbound.backlog_bytes > self._plan.limits.outbox_limit_bytes:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise SendTimeout(handler, type(message).__name__, timeout or 0.0, outbound.backlog_bytes)
+                self._room.wait(ROOM_WAIT if left is None else min(left, ROOM_WAIT))
+                self._check_open()
+            self._endpoint.commit([EncodedRun(route.id, 1, flags, (peer,), body)])
+            key, future = (peer, outbound.assigned), Future[Message]()
+            if flags & FLAG_ASK:
+                self._asked[key] = future
+            return key, future
+
+    def _route(self, handler: str, message: Message) -> Route:
+        route = self._plan.entry(handler, type(message))
+        if route is None:
+            known = tuple(one.name for one in self._plan.handlers)
+            takes = ()
+            if handler in known:
+                takes = tuple(one.__name__ for one in self._plan.handler(handler).description.handles)
+            raise UnknownHandler(handler, type(message).__name__, takes, known)
+        return route
+
+    def _encode(self, message: Message) -> bytes:
+        codec = self._codecs.get(type(message))
+        if codec is None:
+            codec = self._codecs[type(message)] = RunCodec(type(message))
+        body = codec.encode_run([message])
+        codec.check_run(body)
+        if len(body) > self._plan.limits.max_message_bytes:
+            raise MessageTooLarge(type(message).__name__, len(body), self._plan.limits.max_message_bytes)
+        return body
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise SystemClosed(self._plan.name) from self._failure
+        if not self._open:
+            raise SystemClosed(self._plan.name)
+
+    # ------------------------------------------------------------------------------------------------ the thread
+    def _run(self) -> None:
+        endpoint, bell = self._endpoint, self._endpoint.block.doorbell
+        try:
+            while not self._closing:
+                bell.arm()
+                endpoint.cells[Field.HEARTBEAT_NS] = time.monotonic_ns()
+                with self._room:
+                    moved = self._step()
+                if not moved and not self._closing:
+                    bell.wait(IDLE_WAIT)
+                bell.disarm()
+        except Exception as failure:  # a poisoned journal, a corrupt ring: nobody may be left waiting
+            with self._room:
+                self._failure = failure
+                for future in self._asked.values():
+                    _settle(future, failure)
+                self._room.notify_all()
+
+    def _step(self) -> bool:
+        endpoint = self._endpoint
+        arrivals = endpoint.take()
+        answers = [arrival for arrival in arrivals if not self._admitted_before(arrival)]
+        endpoint.commit()
+        endpoint.release()
+        for arrival in answers:
+            self._answer(arrival)
+        moved = endpoint.progress()
+        endpoint.keep_house()
+        self._room.notify_all()
+        return bool(arrivals) or moved
+
+    def _admitted_before(self, arrival: Arrival) -> bool:
+        if self._endpoint.admit(arrival) == arrival.count:
+            return True
+        arrival.link.inbound.stage(arrival.first + arrival.count - 1)
+        return False
+
+    def _answer(self, arrival: Arrival) -> None:
+        body = bytes(arrival.body)
+        future = self._asked.get((arrival.link.index, int.from_bytes(body[:8], "little")))
+        if future is None:
+            return  # nobody waits for it any more
+        try:
+            if arrival.flags & FLAG_ERROR:
+                _settle(future, AskFailed(arrival.link.name, msgspec.msgpack.decode(body[8:], type=str)))
+                return
+            name, raw = msgspec.msgpack.decode(body[8:], type=tuple[str, msgspec.Raw])
+            _settle(future, msgspec.msgpack.decode(raw, type=self._resolve(name)))
+        except (msgspec.MsgspecError, BadReply) as error:
+            _settle(future, error)
+
+
+def _settle(future: Future[Message], outcome: Message | BaseException) -> None:
+    try:
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+    except InvalidStateError:
+        pass  # answered before; a duplicate answer changes nothing
+

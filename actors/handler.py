@@ -1,0 +1,303 @@
+"""Handlers: what a user writes, and what the runtime reads out of it.
+
+    class Averager(Handler):
+        state: Totals                            # durable: committed with the messages it consumed
+
+        def __init__(self, window): ...          # arguments come from Averager.spec(window=3) in the topology
+        def on_start(self): ...                  # lifecycle: on_start, on_loop, on_stop
+
+        @handle
+        def on_trade(self, trade: Trade):        # the annotation says which messages: Trade, or Trade | Quote
+            self.send(Average(trade.symbol, ...))
+
+A handler never names its receivers: the topology routes by (source handler, message type). `describe` is a pure function
+of the class and tells all its mistakes at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+from msgspec.structs import fields
+
+from actors import annotations
+from actors.annotations import Unresolved, alternatives
+from actors.errors import NotRunning
+from actors.message import Message, State, check_encodable, check_type, is_immutable
+from actors.sends import constructed
+from actors.table import Table
+
+P = ParamSpec("P")
+H = TypeVar("H", bound=Callable[..., Any])
+
+_MARK = "__ringleader_handles__"  # on a function: the types it handles, or None while they are not resolved
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerSpec:
+    """A handler class with the arguments it is to be made with, in its worker, at each start."""
+
+    cls: type[Handler]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Handler:
+    """Base of handlers. There is nothing to call in `__init__`: the runtime sets up what is listed here before it."""
+
+    name: str = ""
+    """The handler's name in the topology."""
+
+    message_id: str = ""
+    """The id of the message being handled, `edge/number`. It stays the same when the message is handled again after a
+    crash, so it can serve as an idempotency key for effects outside the system. Empty in on_start, on_loop, on_stop."""
+
+    def send(self, message: Message) -> None:
+        """Send a message to whoever the topology routes this type to from here.
+
+        It leaves when the transaction commits, together with what was consumed and the state: all of it takes effect, once,
+        or none of it.
+        """
+        self._not_running("send")
+
+    def reply(self, message: Message) -> None:
+        """Answer the message being handled, if its sender waits for an answer (`system.ask`); once per message."""
+        self._not_running("reply")
+
+    def stop_system(self) -> None:
+        """Ask for a clean end: once this transaction is committed, the system handles what is under way, and stops."""
+        self._not_running("stop_system")
+
+    def on_start(self) -> None:
+        """Called at each start of the worker, after the state has been recovered, before any message."""
+
+    def on_loop(self) -> float | None:
+        """Called again and again, between batches of messages: the place of a source.
+
+        Returns the seconds to wait before the next call, at most; None means at once if this call sent something, after a
+        short pause otherwise; math.inf means never again. Each call is a transaction.
+        """
+        return math.inf
+
+    def on_stop(self) -> None:
+        """Called at a clean end, after the last message. Not called when the worker is killed."""
+
+    @classmethod
+    def spec(cls: Callable[P, Handler], *args: P.args, **kwargs: P.kwargs) -> HandlerSpec:
+        """This class with arguments for its constructor, for Topology.worker."""
+        return HandlerSpec(typing.cast("type[Handler]", cls), args, kwargs)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        annotations.settle(cls, annotations.local_names(1))
+
+    def _not_running(self, action: str) -> NoReturn:
+        raise NotRunning(type(self).__qualname__, action)
+
+
+def handle(method: H) -> H:
+    """Marks a method as the one for the message types in the annotation of its one parameter."""
+    if not isinstance(method, FunctionType):
+        raise TypeError(f"@handle stands alone above a method, without arguments; it got {method!r}")
+    try:
+        types: tuple[Any, ...] | None = _annotated_types(method, annotations.local_names(1))
+    except Unresolved:
+        types = None  # a name that is defined further down: describe() looks again
+    setattr(method, _MARK, types)
+    return method
+
+
+@dataclass(frozen=True, slots=True)
+class TableTypes:
+    """What a handler's `state: Table[K, V]` says."""
+
+    key: Any
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerDescription:
+    """What a handler class declares. `problems` are sentences about the class; empty if it can be run."""
+
+    cls: type[Handler]
+    handles: Mapping[type[Message], str]  # message class -> name of the method
+    state: type[State] | None
+    table: TableTypes | None
+    has_on_start: bool
+    has_on_loop: bool
+    has_on_stop: bool
+    sends: tuple[type[Message], ...]  # classes it surely constructs in a self.send(...); there may be others
+    replies: tuple[type[Message], ...]  # the same for self.reply(...)
+    problems: tuple[str, ...] = ()
+
+
+def describe(cls: type[Handler]) -> HandlerDescription:
+    """Read a handler class."""
+    problems: list[str] = []
+    handles = _handles(cls, problems)
+    state, table = _state(cls, problems)
+    lifecycle = {name: getattr(cls, name, None) is not getattr(Handler, name) for name in ("on_start", "on_loop", "on_stop")}
+    for name in ("send", "reply", "stop_system"):
+        if getattr(cls, name, None) is not getattr(Handler, name):
+            problems.append(f"it defines {name}, which the runtime provides: give it another name")
+    for name, there in lifecycle.items():
+        if there:
+            problems.extend(_callable_problems(name, inspect.getattr_static(cls, name), 0))
+    if abstract := sorted(getattr(cls, "__abstractmethods__", ())):
+        problems.append(f"it is abstract: {', '.join(abstract)} is not implemented")
+    if not handles and not problems and not lifecycle["on_start"] and not lifecycle["on_loop"]:
+        problems.append(_idle(cls))
+    return HandlerDescription(
+        cls,
+        handles,
+        state,
+        table,
+        lifecycle["on_start"],
+        lifecycle["on_loop"],
+        lifecycle["on_stop"],
+        constructed(cls, Handler, "send"),
+        constructed(cls, Handler, "reply"),
+        tuple(problems),
+    )
+
+
+def _handles(cls: type, problems: list[str]) -> dict[type[Message], str]:
+    """The message types of a class and the methods for them, overriding as in Python: by the method's name."""
+    found: dict[type[Message], str] = {}
+    for name in dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base)):
+        definitions = [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
+        marked = next((one for one in definitions if _MARK in getattr(one, "__dict__", {})), None)
+        if marked is None or definitions[0] is None:
+            continue  # not one, or taken back by `name = None`
+        if not isinstance(definitions[0], FunctionType) or not isinstance(marked, FunctionType):
+            problems.append(f"{name} is marked @handle but is not a plain method")
+            continue
+        if told := _callable_problems(name, definitions[0], 1):
+            problems.extend(told)
+            continue
+        try:
+            types = _types_of(marked)
+        except Unresolved as error:
+            problems.append(f"{name}: the annotation {error.annotation!r} cannot be resolved ({error.reason})")
+            continue
+        for type_ in types:
+            if reason := _not_a_message(type_):
+                problems.append(f"{name}: {reason}")
+            elif type_ in found:
+                problems.append(
+                    f"{found[type_]} and {name} both handle {type_.__qualname__}: keep one"
+                    f" (a subclass overrides a method by its name, or takes it back by `{found[type_]} = None`)"
+                )
+            else:
+                found[type_] = name
+    return found
+
+
+def _types_of(method: FunctionType) -> tuple[Any, ...]:
+    types = getattr(method, _MARK)
+    if types is None:
+        types = _annotated_types(method, {})
+        setattr(method, _MARK, types)  # it is shipped to a process where the names may mean nothing
+    return tuple(types)
+
+
+def _annotated_types(method: FunctionType, local: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The classes in the annotation of the method's first parameter after self; none if it has no annotation."""
+    function = inspect.unwrap(method)
+    parameters = list(inspect.signature(method).parameters.values())[1:2]
+    if not parameters or parameters[0].annotation is inspect.Parameter.empty:
+        return ()
+    names = getattr(function, "__globals__", {})
+    closed = inspect.getclosurevars(function).nonlocals if isinstance(function, FunctionType) else {}
+    return alternatives(annotations.evaluate(parameters[0].annotation, names, {**closed, **local}))
+
+
+def _not_a_message(type_: Any) -> str | None:
+    text = getattr(type_, "__qualname__", None) or repr(type_)
+    if not isinstance(type_, type) or not issubclass(type_, Message):
+        return f"it takes {text}, which is not a Message class"
+    if type_ is Message:
+        return "it takes Message itself: name the classes it is for, as in `trade: Trade | Quote`"
+    return None
+
+
+def _callable_problems(name: str, function: Any, arguments: int) -> list[str]:
+    """What keeps a method from being called with so many arguments, and from being done when it returns."""
+    if not isinstance(function, FunctionType):
+        return [f"{name} is not a plain method"]
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return [f"{name} is a coroutine or a generator: handler methods are plain functions, which are done when they return"]
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*[None] * (arguments + 1))
+    except TypeError:
+        takes = "one parameter, the message" if arguments else "no parameters"
+        return [f"{name}{signature} must take {takes}, besides self"]
+    if arguments and not getattr(function, _MARK, True):
+        return [f"{name}: its parameter has no annotation, which says what messages it is for, as in `trade: Trade`"]
+    return []
+
+
+def _state(cls: type, problems: list[str]) -> tuple[type[State] | None, TableTypes | None]:
+    """The durable state that a class declares by `state: ...`."""
+    owner = next((base for base in cls.__mro__ if "state" in base.__dict__.get("__annotations__", {})), None)
+    value = getattr(cls, "state", None)
+    if owner is None:
+        if isinstance(value, (State, Table)) or (isinstance(value, type) and issubclass(value, State)):
+            problems.append("state is given as a value: declare it by its type alone, as in `state: Totals`")
+        return None, None
+    try:
+        declared = annotations.evaluate(
+            owner.__dict__["__annotations__"]["state"], annotations.module_names(owner.__module__), dict(vars(owner))
+        )
+    except Unresolved as error:
+        problems.append(f"state: the annotation {error.annotation!r} cannot be resolved ({error.reason})")
+        return None, None
+    owner.__dict__["__annotations__"]["state"] = declared
+    if value is not None:
+        problems.append("state has a value in the class: declare it by its type alone, defaults belong to the State's fields")
+    if typing.get_origin(declared) is Table:
+        key, stored = typing.get_args(declared)
+        problems.extend(f"state: keys of type {key}: {reason}" for reason in [check_type(key)] if reason)
+        problems.extend(f"state: values of type {stored}: {reason}" for reason in [check_type(stored)] if reason)
+        if not is_immutable(key):
+            problems.append(f"state: keys of type {key} can change: use str, int, a tuple or a frozen struct")
+        return None, TableTypes(key, stored)
+    if declared is Table:
+        problems.append("state: a Table needs the types of its keys and values, as in `state: Table[str, Stats]`")
+        return None, None
+    if not isinstance(declared, type) or not issubclass(declared, State) or declared is State:
+        problems.append(f"state: {declared!r} is not a State class of yours or a Table[K, V]")
+        return None, None
+    unencodable = check_encodable(declared)
+    problems.extend(f"state: {declared.__qualname__}.{text}" for text in unencodable)
+    if not unencodable:
+        problems.extend(
+            f"state: {declared.__qualname__}.{one.name} has no default: give it the value of the first start"
+            for one in fields(declared)
+            if one.required
+        )
+    return declared, None
+
+
+def _idle(cls: type) -> str:
+    """Why a class that does nothing does nothing, as far as can be told."""
+    forgotten = []
+    for name in dir(cls):
+        method = inspect.getattr_static(cls, name)
+        if isinstance(method, FunctionType) and not hasattr(Handler, name):
+            try:
+                types = _annotated_types(method, {})
+            except Unresolved:
+                continue
+            if types and not any(_not_a_message(type_) for type_ in types):
+                forgotten.append(name)
+    if forgotten:
+        return f"it handles nothing: put @handle above {', '.join(forgotten)}"
+    return "it does nothing: it has no method marked @handle, no on_start and no on_loop"

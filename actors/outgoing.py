@@ -1,0 +1,201 @@
+"""Sends of the transaction at hand: buffered in the process, grouped into runs, encoded at the commit.
+
+Order holds per edge. A run is extended while no other route has sent on any of its edges since; otherwise a new run
+begins. Messages that cannot change after `send` are kept as objects and encoded a run at a time; all others are
+encoded, checked and sized at once. Nothing here has a sequence number: a send that is refused has used none.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from actors.codec import RunCodec
+from actors.errors import MessageTooLarge, SenderError, UnroutedMessage
+from actors.message import Message
+from actors.plan import Route
+
+
+class EncodedRun(NamedTuple):
+    """What a commit takes: `count` messages of one route in `body`, for the given peers (indexes)."""
+
+    route: int
+    count: int
+    flags: int
+    peers: tuple[int, ...]
+    body: bytes
+
+
+class LocalSend(NamedTuple):
+    """A message for handlers of the same worker; `message` is the object itself, or its encoding if it could change."""
+
+    lane: Lane
+    message: Any
+
+
+class Lane:
+    """One route as its source handler sees it. `put` takes a message; it is replaced as runs open and close."""
+
+    __slots__ = ("_first", "codec", "local", "messages", "peers", "put", "route", "source")
+
+    def __init__(self, route: Route, codec: RunCodec, peers: tuple[int, ...], local: bool, outgoing: Outgoing) -> None:
+        self.route = route.id
+        self.source = route.source
+        self.codec = codec
+        self.peers = peers
+        self.local = local
+        self.messages: list[Any] = []  # of the open run
+        self._first = self._opener(outgoing)
+        self.put: Callable[[Any], object] = self._first
+
+    def close(self) -> None:
+        self.put = self._first
+        self.messages = []
+
+    def _opener(self, outgoing: Outgoing) -> Callable[[Any], object]:
+        """The `put` of a closed lane: opens a run on all edges and leaves the fastest `put` in its place."""
+        prepare = (lambda message: message) if self.codec.late else outgoing.encoder(self)
+        queue = outgoing.local
+
+        def put_local(message: Any) -> None:
+            queue.append(LocalSend(self, prepare(message)))
+
+        def open_run(message: Any) -> None:
+            prepared = prepare(message)
+            append = outgoing.open(self).append
+            append(prepared)
+            if self.codec.late and not self.local:
+                self.put = append
+                return
+
+            def put(message: Any) -> None:
+                prepared = prepare(message)
+                append(prepared)
+                if self.local:
+                    queue.append(LocalSend(self, prepared))
+
+            self.put = put
+            if self.local:
+                queue.append(LocalSend(self, prepared))
+
+        return open_run if self.peers else put_local
+
+
+class _Run(NamedTuple):
+    lane: Lane
+    messages: list[Any]
+
+
+class Outgoing:
+    """The buffered sends of one worker. `local` holds what this worker's own handlers still have to handle."""
+
+    def __init__(self, max_message_bytes: int, max_run_bytes: int) -> None:
+        self.local: deque[LocalSend] = deque()
+        self._max_message = max_message_bytes
+        self._max_run = max_run_bytes
+        self._runs: list[_Run | EncodedRun] = []
+        self._open: dict[int, Lane] = {}
+
+    def sender(self, handler: str, lanes: dict[type, Lane]) -> Callable[[Message], None]:
+        """The `send` of one handler. Raises UnroutedMessage for a type that no route takes from it."""
+
+        def send(message: Message) -> None:
+            try:
+                lane = lanes[type(message)]
+            except KeyError:
+                raise UnroutedMessage(handler, type(message).__name__, tuple(t.__name__ for t in lanes)) from None
+            lane.put(message)
+
+        return send
+
+    def encoder(self, lane: Lane) -> Callable[[Any], bytes]:
+        """Encodes one message now: for types whose values could still change before the commit."""
+
+        def encode(message: Any) -> bytes:
+            try:
+                body = lane.codec.encode_one(message)
+                if len(body) > self._max_message:
+                    raise MessageTooLarge(lane.codec.type_name, len(body), self._max_message)
+                lane.codec.check_run(lane.codec.join([body]))
+            except SenderError as error:
+                error.blame(lane.source)
+                raise
+            return body
+
+        return encode
+
+    def open(self, lane: Lane) -> list[Any]:
+        for peer in lane.peers:
+            previous = self._open.get(peer)
+            if previous is not None and previous is not lane:
+                previous.close()
+            self._open[peer] = lane
+        lane.messages = []
+        self._runs.append(_Run(lane, lane.messages))
+        return lane.messages
+
+    def add(self, run: EncodedRun) -> None:
+        """A run encoded elsewhere (a reply). Its edges carry nothing else that it could overtake."""
+        self._runs.append(run)
+
+    @property
+    def sent(self) -> int:
+        """Grows with every send of the transaction (runs count too: only comparing two readings makes sense)."""
+        return len(self._runs) + len(self.local) + sum(len(lane.messages) for lane in self._open.values())
+
+    def __bool__(self) -> bool:
+        return bool(self._runs or self.local)
+
+    def encode(self, own: int) -> list[EncodedRun]:
+        """Everything buffered, in order; what local handlers have not handled goes to the worker itself (peer `own`).
+
+        Raises BadMessage or MessageTooLarge naming handler and message; the buffer is then as before.
+        """
+        encoded: list[EncodedRun] = []
+        for run in self._runs:
+            if isinstance(run, EncodedRun):
+                encoded.append(run)
+            else:
+                encoded.extend(self._encode(run.lane, run.messages, run.lane.peers))
+        for lane, messages in _grouped(self.local):
+            encoded.extend(self._encode(lane, messages, (own,)))
+        return encoded
+
+    def _encode(self, lane: Lane, messages: Sequence[Any], peers: tuple[int, ...]) -> Iterator[EncodedRun]:
+        """Cut so that a run fits a record; a message too long for that is a run of its own, up to the size limit."""
+        codec = lane.codec
+        try:
+            body = codec.encode_run(messages) if codec.late else codec.join(messages)
+            if codec.late:
+                codec.check_run(body, messages)
+            if len(body) <= self._max_run:
+                yield EncodedRun(lane.route, len(messages), 0, peers, body)
+                return
+            for count, part in codec.split_run(messages, self._max_run, self._max_message):
+                yield EncodedRun(lane.route, count, 0, peers, part)
+        except SenderError as error:
+            error.blame(lane.source)
+            raise
+
+    def clear(self) -> None:
+        """After a commit, and for a rollback: the buffered sends are gone, the lanes closed."""
+        for lane in self._open.values():
+            lane.close()
+        self._open.clear()
+        self._runs.clear()
+        self.local.clear()
+
+
+def _grouped(sends: Iterable[LocalSend]) -> Iterator[tuple[Lane, list[Any]]]:
+    """Consecutive sends of one lane together, order kept."""
+    lane: Lane | None = None
+    messages: list[Any] = []
+    for send in sends:
+        if send.lane is not lane and lane is not None:
+            yield lane, messages
+            messages = []
+        lane = send.lane
+        messages.append(send.message)
+    if lane is not None:
+        yield lane, messages

@@ -1,0 +1,208 @@
+"""The plan: a topology, checked and frozen, with everything numbered. It is what workers are started with.
+
+    worker   hosts handlers                                    edge    (sending worker -> receiving worker), distinct
+    route    (source handler, message class) -> handlers       peer    a worker, or the gateway: the world outside
+
+Numbers are dense and begin at 0: a route's id is its place in `routes`, an edge's index its place in `edges`, a peer's
+index its place in `peers`, a handler's its place in `handlers`. Names, not numbers, identify things from one start to the
+next: a peer by its name, state by its handler's name, a route by its `key`.
+
+The gateway has an edge to and from every worker. Each (handler, message class it handles) has a route from the gateway,
+for `system.send` and `system.ask`; each worker has one reply route to the gateway, with no message class.
+A route between handlers of one worker needs no edge.
+
+Pure and immutable. Pickling a plan, by whatever pickler, ships the classes that the other side could not import by value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from actors.components import strongly_connected
+from actors.handler import HandlerDescription, HandlerSpec
+from actors.message import Message
+
+GATEWAY = "gateway"
+REPLY = "#reply"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The numbers of a topology; see Topology for what each one means."""
+
+    ring_bytes: int
+    max_message_bytes: int
+    max_attempts: int
+    outbox_limit_bytes: int
+    batch: int
+    max_restarts: int
+    restart_period: float
+    backoff_first: float
+    backoff_max: float
+    drain_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerPlan:
+    name: str
+    spec: HandlerSpec
+    description: HandlerDescription
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    name: str
+    handlers: tuple[HandlerPlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    index: int
+    source: str  # a worker, or GATEWAY
+    target: str
+    inside: bool  # both ends lie on a common cycle: never paused
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}>{self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    id: int
+    source: str  # a handler; GATEWAY; for a reply route, a worker
+    message: type[Message] | None  # None for a reply route, which carries any class
+    type_name: str  # REPLY for a reply route
+    targets: tuple[str, ...]  # handlers; (GATEWAY,) for a reply route; empty: this is sent to nobody, on purpose
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the route is called in journals; unique in the plan, and the same at the next start."""
+        return (f"{GATEWAY}:{self.targets[0]}" if self.source == GATEWAY else self.source, self.type_name)
+
+    @property
+    def is_reply(self) -> bool:
+        return self.message is None
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    level: str
+    workers: tuple[WorkerPlan, ...]
+    edges: tuple[Edge, ...]
+    routes: tuple[Route, ...]
+    fingerprint: str
+    limits: Limits
+
+    @cached_property
+    def peers(self) -> tuple[str, ...]:
+        """The gateway, then the workers."""
+        return (GATEWAY, *(worker.name for worker in self.workers))
+
+    @cached_property
+    def handlers(self) -> tuple[HandlerPlan, ...]:
+        return tuple(handler for worker in self.workers for handler in worker.handlers)
+
+    @cached_property
+    def components(self) -> tuple[frozenset[str], ...]:
+        """Which workers lie on a common cycle; the gateway is left out."""
+        between = [(edge.source, edge.target) for edge in self.edges if GATEWAY not in (edge.source, edge.target)]
+        return strongly_connected([worker.name for worker in self.workers], between)
+
+    def worker(self, name: str) -> WorkerPlan:
+        return self._workers[name]
+
+    def handler(self, name: str) -> HandlerPlan:
+        return self._handlers[name]
+
+    def worker_of(self, handler: str) -> str:
+        """The worker that hosts a handler; the gateway hosts itself."""
+        return self._worker_of[handler]
+
+    def component_of(self, worker: str) -> frozenset[str]:
+        return self._component_of[worker]
+
+    def edge(self, source: str, target: str) -> Edge | None:
+        """The edge between two peers, if there is one."""
+        return self._edge_between.get((source, target))
+
+    def inbound(self, peer: str) -> tuple[Edge, ...]:
+        """The edges that end at a worker, or at the gateway."""
+        return tuple(edge for edge in self.edges if edge.target == peer)
+
+    def outbound(self, peer: str) -> tuple[Edge, ...]:
+        return tuple(edge for edge in self.edges if edge.source == peer)
+
+    def route_for(self, source: str, message: type[Message]) -> Route | None:
+        """Where a handler's messages of this class go; None if the topology does not say."""
+        return self._route_for.get((source, message))
+
+    def routes_from(self, source: str) -> tuple[Route, ...]:
+        return tuple(route for route in self.routes if route.source == source and not route.is_reply)
+
+    def entry(self, handler: str, message: type[Message]) -> Route | None:
+        """The route by which the outside world reaches a handler with this class; None if it does not handle it."""
+        return self._entry.get((handler, message))
+
+    def reply_route(self, worker: str) -> Route:
+        return self._reply_route[worker]
+
+    def source_peer(self, route: Route) -> str:
+        """The worker, or the gateway, that sends on this route."""
+        return route.source if route.is_reply else self.worker_of(route.source)
+
+    def target_peers(self, route: Route) -> tuple[str, ...]:
+        """The peers that host its targets, each once, in the order of the targets; the sender itself may be one."""
+        return tuple(dict.fromkeys(self.worker_of(target) for target in route.targets))
+
+    @cached_property
+    def _workers(self) -> Mapping[str, WorkerPlan]:
+        return {worker.name: worker for worker in self.workers}
+
+    @cached_property
+    def _handlers(self) -> Mapping[str, HandlerPlan]:
+        return {handler.name: handler for handler in self.handlers}
+
+    @cached_property
+    def _worker_of(self) -> Mapping[str, str]:
+        return {GATEWAY: GATEWAY} | {one.name: worker.name for worker in self.workers for one in worker.handlers}
+
+    @cached_property
+    def _component_of(self) -> Mapping[str, frozenset[str]]:
+        return {worker: component for component in self.components for worker in component}
+
+    @cached_property
+    def _edge_between(self) -> Mapping[tuple[str, str], Edge]:
+        return {(edge.source, edge.target): edge for edge in self.edges}
+
+    @cached_property
+    def _route_for(self) -> Mapping[tuple[str, type[Message]], Route]:
+        return {(one.source, one.message): one for one in self.routes if one.message is not None and one.source != GATEWAY}
+
+    @cached_property
+    def _entry(self) -> Mapping[tuple[str, type[Message]], Route]:
+        return {(one.targets[0], one.message): one for one in self.routes if one.message is not None and one.source == GATEWAY}
+
+    @cached_property
+    def _reply_route(self) -> Mapping[str, Route]:
+        return {one.source: one for one in self.routes if one.is_reply}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from actors.shipping import pack, unpack_plan
+
+        return unpack_plan, (pack({one.name: getattr(self, one.name) for one in fields(self)}),)
+
+
+def number_edges(workers: tuple[str, ...], pairs: set[tuple[str, str]]) -> tuple[Edge, ...]:
+    """The gateway's edges, then those between workers, in the order of the workers."""
+    between = [(source, target) for source in workers for target in workers if (source, target) in pairs and source != target]
+    component = {worker: part for part in strongly_connected(workers, between) for worker in part}
+    ends = [(GATEWAY, worker) for worker in workers] + [(worker, GATEWAY) for worker in workers] + between
+    return tuple(
+        Edge(index, source, target, GATEWAY not in (source, target) and component[source] == component[target])
+        for index, (source, target) in enumerate(ends)
+    )

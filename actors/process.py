@@ -1,0 +1,346 @@
+"""Worker processes: forked from a warm server, watched by pidfd, gone the moment their supervisor is gone.
+
+What holds:
+- Starting is a fork of a process that has the runtime imported already, so it takes milliseconds; every wait in it is
+  bounded. The program's own `__main__` is not imported in the worker: handlers travel as cloudpickle bytes.
+- `poll` says how a process ended only when the kernel has proven that it did.
+- A worker does not outlive its supervisor, whatever either of them is doing: the kernel kills it (`arm_parent_death`).
+- A worker leads a session and process group of its own: Ctrl-C in the terminal reaches the supervisor only, and `kill`
+  reaches the processes that the worker started, without ever hitting one that merely got the same number later.
+
+What the fork server shares with its children is the supervisor's environment, working directory and standard streams.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import io
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import multiprocess
+from multiprocess import forkserver, reduction, resource_tracker, spawn
+from multiprocess.context import set_spawning_popen
+
+from actors.errors import RingleaderError
+from actors.exits import WorkerExit
+
+PRELOAD = ("actors.worker",)
+LAUNCH_TIMEOUT = 10.0  # seconds until a fork server that does not answer is taken for stuck
+STATUS_TIMEOUT = 1.0  # seconds for the fork server to pass on the exit code of a process that is dead already
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_TO_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal or a service manager sends to everyone
+
+
+class LaunchFailed(RingleaderError):
+    """The fork server could not start a process. Nothing of it runs, or will."""
+
+    def __init__(self, title: str, why: str) -> None:
+        super().__init__(title, why)
+        self.title, self.why = title, why
+
+    def __str__(self) -> str:
+        return f"{self.title!r} could not be launched: {self.why}"
+
+
+# A fork server of our own, so that neither preloading nor stopping it concerns other users of the library.
+_server = forkserver.ForkServer()
+_guard = threading.RLock()
+_live: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
+
+
+class WorkerProcess:
+    """One worker process, seen from its supervisor.
+
+    `pid`    names it in messages; signals go through the pidfd, which can never mean anybody else
+    `pidfd`  becomes readable when it is dead; for selectors
+    """
+
+    def __init__(self, pid: int, title: str, lifeline: int, data: int, status: int) -> None:
+        self.pid = pid
+        self.title = title
+        self._lifeline = lifeline  # the only write end of a pipe: its end-of-file tells the worker that we are gone
+        self._data = data  # the same for the library's own `parent_process()` in the worker
+        self._status = status  # the exit code comes out of it
+        self._code: int | None = None
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except (AttributeError, ProcessLookupError):
+            # No pidfd on this system, or dead and reaped already: then the arrival of its exit code says so.
+            self.pidfd = os.dup(status)
+        _live.add(self)
+
+    @classmethod
+    def start(
+        cls, target: Callable[..., object], args: Sequence[object] = (), title: str = "ringleader: worker"
+    ) -> Self:
+        """Run `target(*args)` in a new process; an int it returns is the exit code.
+
+        `target` is a function of an importable module. Returns when the process exists, not when it is up.
+        """
+        deadline = time.monotonic() + LAUNCH_TIMEOUT
+        fds: list[int] = []
+        try:
+            with _guard:
+                start_forkserver()
+                message = _message(target, args, title)
+                lifeline_read, lifeline = os.pipe()
+                fds.append(lifeline)
+                try:
+                    status, data = _server.connect_to_new_process([lifeline_read])
+                finally:
+                    os.close(lifeline_read)
+                fds += [status, data]
+            # From here on, closing our ends makes sure that a process that was forked nevertheless ends by itself.
+            _write(data, message, deadline)
+            pid = forkserver.SIGNED_STRUCT.unpack(_read(status, forkserver.SIGNED_STRUCT.size, deadline))[0]
+            return cls(pid, title, lifeline, data, status)
+        except BaseException as problem:
+            for fd in fds:
+                os.close(fd)
+            if isinstance(problem, OSError | EOFError):
+                raise LaunchFailed(title, f"the fork server does not answer ({problem or 'it has ended'})") from problem
+            raise
+
+    def poll(self) -> int | None:
+        """Its exit code, or minus the signal that killed it; None while it is not proven dead."""
+        if self._code is None and _readable(self.pidfd, 0):
+            try:
+                deadline = time.monotonic() + STATUS_TIMEOUT
+                code = _read(self._status, forkserver.SIGNED_STRUCT.size, deadline)
+                self._code = forkserver.SIGNED_STRUCT.unpack(code)[0]
+            except (OSError, EOFError):
+                self._code = WorkerExit.LOST  # the fork server, its parent, went down as well
+        return self._code
+
+    def kill(self) -> None:
+        """SIGKILL to it and to the processes it started; also of use when it is dead already, for those."""
+        if not hasattr(signal, "pidfd_send_signal"):
+            if self.poll() is None:
+                os.kill(self.pid, signal.SIGKILL)
+            return
+        try:
+            # Through the pidfd this is the group of that very process even after its death.
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL, None, _TO_PROCESS_GROUP)
+        except ProcessLookupError:
+            pass  # no group yet, or nobody left in it
+        except OSError:
+            # An older kernel. The number of the group is safe to use as long as its leader is not reaped.
+            if self.poll() is None and os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, signal.SIGKILL)
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except OSError:
+            pass  # dead; also what a descriptor that is not a pidfd answers, and there is one only for the dead
+
+    def close(self) -> None:
+        """Let go of it. Idempotent. The kernel kills what still lives: its lifeline ends."""
+        if self.pidfd >= 0:
+            _live.discard(self)
+            self._forget()
+
+    def _forget(self) -> None:
+        for fd in (self.pidfd, self._status, self._data, self._lifeline):
+            os.close(fd)
+        self.pidfd = self._status = self._data = self._lifeline = -1
+
+
+def start_forkserver(preload: Sequence[str] = PRELOAD) -> None:
+    """Make sure that the fork server runs, with these modules imported (if it is not running already)."""
+    global _server
+    with _guard:
+        if _server._forkserver_pid is None:
+            _server.set_forkserver_preload(list(preload))
+        resource_tracker.ensure_running()
+        # Blocked signals are inherited: the fork server never hears what is meant for the supervisor, not even while it
+        # starts. (The resource tracker must be running by now: starting it ends with unblocking these signals.)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+        try:
+            try:
+                _server.ensure_running()
+            except ChildProcessError:
+                # It died, and somebody else in this process waited for it: nobody knows of it any more.
+                _server = forkserver.ForkServer()
+                _server.set_forkserver_preload(list(preload))
+                _server.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def stop_forkserver(timeout: float = 2.0) -> None:
+    """End the fork server, if it runs; the next start brings a new one. Refused while one of its workers lives."""
+    global _server
+    with _guard:
+        living = [process.title for process in _live if process.poll() is None]
+        if living:
+            raise RuntimeError(
+                f"the fork server cannot be stopped, it would take its workers along: {', '.join(living)}"
+            )
+        server, _server = _server, forkserver.ForkServer()
+        pid = server._forkserver_pid
+        if pid is None:
+            return
+        os.close(server._forkserver_alive_fd)  # it ends by itself when nobody holds this any more
+        deadline = time.monotonic() + timeout
+        try:
+            while os.waitpid(pid, os.WNOHANG)[0] == 0:
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)  # our own child, not yet waited for: the pid is still its own
+                time.sleep(0.002)
+        except ChildProcessError:
+            pass  # somebody else in this process waited for it
+        try:
+            os.unlink(server._forkserver_address)
+        except OSError:
+            pass
+
+
+def arm_parent_death(lifeline: int | None = None, server: int | None = None) -> None:
+    """In a worker: from now on the kernel kills this process the moment its supervisor is gone.
+
+    `lifeline` is the read end of a pipe whose write end only the supervisor has, `server` the pid of the fork server.
+    No code of this process takes part in dying, so a process that is stopped, or spins in C with the interpreter lock
+    held, dies too. Every worker is armed before its target runs; a call without arguments only looks again.
+
+    - End-of-file on the lifeline raises a signal (O_ASYNC), and the signal is SIGKILL (F_SETSIG).
+    - The fork server goes down with the supervisor as well, and its children by PR_SET_PDEATHSIG. For that no worker
+      may keep the descriptor that keeps the fork server up.
+    - Neither looks back in time: whoever died before is found by looking afterwards.
+    """
+    global _lifeline
+    if lifeline is not None:
+        _lifeline = lifeline
+        if hasattr(fcntl, "F_SETSIG"):
+            fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+        else:
+            # The second best: it needs the interpreter lock to come around.
+            threading.Thread(target=_die_at_end_of_file, args=(lifeline,), name="lifeline", daemon=True).start()
+        alive, forkserver._forkserver._forkserver_alive_fd = forkserver._forkserver._forkserver_alive_fd, None
+        if alive is not None:
+            os.close(alive)
+    if server is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    gone = _lifeline is not None and _readable(_lifeline, 0)
+    if gone or (server is not None and os.getppid() != server):
+        os._exit(WorkerExit.ORPHANED)
+
+
+_lifeline: int | None = None
+
+
+def _die_at_end_of_file(lifeline: int) -> None:
+    os.read(lifeline, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run(server: int, title: str, target: Callable[..., object], args: Sequence[object]) -> None:
+    """What every worker process runs first."""
+    arm_parent_death(forkserver.get_inherited_fds()[0], server)
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in signal.sigpending():
+        signal.sigwait({number})  # sent to the supervisor's group, before this process had left it
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _set_title(title)
+    code = target(*args)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _set_title(title: str) -> None:
+    """Best effort: the name that `ps` and `top` show, so that nobody has to guess what this Python process is."""
+    text = title.encode("utf-8", "replace")
+    _prctl(_PR_SET_NAME, text[:15])
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end: our own memory, filled at exec
+    room = end - start
+    if start and room > 2:
+        # A last byte that is not 0 tells the kernel that the title was set and ends at its first 0 (proc(5), cmdline).
+        shown = text[: room - 2]
+        ctypes.memmove(start, shown + bytes(room - 1 - len(shown)) + b" ", room)
+
+
+def _prctl(option: int, value: int | bytes) -> None:
+    try:
+        argument = value if isinstance(value, bytes) else ctypes.c_ulong(value)
+        ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
+    except (OSError, AttributeError):
+        pass  # not Linux
+
+
+def _message(target: Callable[..., object], args: Sequence[object], title: str) -> bytes:
+    """What the new process reads first: how to set up the library, and what to run."""
+    # Without what the library would have it do first, namely to import the program's main module again: this would run
+    # the program once more wherever it has no guard, and classes defined there would exist twice.
+    setup: dict[str, Any] = spawn.get_preparation_data(title)
+    for key in ("init_main_from_name", "init_main_from_path"):
+        setup.pop(key, None)
+    run = (_server._forkserver_pid, title, target, tuple(args))
+    process = multiprocess.get_context("forkserver").Process(target=_run, args=run, name=title)
+    buffer = io.BytesIO()
+    set_spawning_popen(process)  # the library's keys may only be pickled for a child
+    try:
+        reduction.dump(setup, buffer)
+        reduction.dump(process, buffer)
+    finally:
+        set_spawning_popen(None)
+    return buffer.getvalue()
+
+
+def _readable(fd: int, timeout: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(0, timeout) * 1000))
+
+
+def _read(fd: int, size: int, deadline: float) -> bytes:
+    data = b""
+    while len(data) < size:
+        if not _readable(fd, deadline - time.monotonic()):
+            raise TimeoutError("timed out")
+        part = os.read(fd, size - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return data
+
+
+def _write(fd: int, data: bytes, deadline: float) -> None:
+    os.set_blocking(fd, False)
+    rest = memoryview(data)
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while rest:
+        if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError("timed out")
+        rest = rest[os.write(fd, rest) :]
+
+
+def _after_fork_in_child() -> None:
+    """A fork of the supervisor is not the supervisor: it must not keep the workers' lifelines or the fork server up."""
+    global _server, _guard
+    _guard = threading.RLock()
+    for process in list(_live):
+        process._forget()
+    _live.clear()
+    if _server._forkserver_alive_fd is not None:
+        os.close(_server._forkserver_alive_fd)
+    _server = forkserver.ForkServer()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,132 @@
+"""What can go wrong with a running system, as types; built like those of `errors`: values in attributes, picklable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from actors.errors import RingleaderError
+
+
+class StartFailed(RingleaderError):
+    """The system did not come up; nothing of it runs any more. `status` is the exit status it ended with."""
+
+    def __init__(self, system: str, status: int, reason: str) -> None:
+        super().__init__(system, status, reason)
+        self.system, self.status, self.reason = system, status, reason
+
+    def __str__(self) -> str:
+        return f"system {self.system!r} did not start (status {self.status}): {self.reason}"
+
+
+class SystemClosed(RingleaderError):
+    """The system takes nothing from outside any more: it drains, has stopped, or its gateway failed (see the cause)."""
+
+    def __init__(self, system: str) -> None:
+        super().__init__(system)
+        self.system = system
+
+    def __str__(self) -> str:
+        return f"system {self.system!r} takes no more messages: it is stopping or has stopped"
+
+
+class SendTimeout(RingleaderError):
+    """There was no room for the message in time: its receiver is slower than its senders. It was not sent."""
+
+    def __init__(self, handler: str, type: str, timeout: float, backlog: int) -> None:  # noqa: A002  (the attribute's name)
+        super().__init__(handler, type, timeout, backlog)
+        self.handler, self.type, self.timeout, self.backlog = handler, type, timeout, backlog
+
+    def __str__(self) -> str:
+        return (
+            f"{self.type} for {self.handler!r} was not sent: {self.backlog} bytes wait before it, and there was no room "
+            f"within {self.timeout} s; send slower, or raise outbox_limit_bytes"
+        )
+
+
+class AskTimeout(RingleaderError, TimeoutError):
+    """No reply in time. The question was sent and stays so: it will still take effect."""
+
+    def __init__(self, handler: str, type: str, timeout: float) -> None:  # noqa: A002
+        super().__init__(handler, type, timeout)
+        self.handler, self.type, self.timeout = handler, type, timeout
+
+    def __str__(self) -> str:
+        return f"no reply from {self.handler!r} to {self.type} within {self.timeout} s (does it call self.reply?)"
+
+
+class AskFailed(RingleaderError):
+    """The question became a dead letter; `reason` is why."""
+
+    def __init__(self, handler: str, type: str, reason: str) -> None:  # noqa: A002
+        super().__init__(handler, type, reason)
+        self.handler, self.type, self.reason = handler, type, reason
+
+    def __str__(self) -> str:
+        return f"{self.handler!r} gave up on {self.type}: {self.reason} (see `ringleader dead-letters list`)"
+
+
+class BadReply(RingleaderError):
+    """The reply's type is not known here."""
+
+    def __init__(self, type: str) -> None:  # noqa: A002
+        super().__init__(type)
+        self.type = type
+
+    def __str__(self) -> str:
+        return f"the reply is a {self.type}, which this process cannot find: define the class at the top of a module"
+
+
+class NothingToReply(RingleaderError):
+    """`self.reply` outside of a question, or for the second time."""
+
+    def __init__(self, handler: str, type: str, message_id: str, replied: bool) -> None:  # noqa: A002
+        super().__init__(handler, type, message_id, replied)
+        self.handler, self.type, self.message_id, self.replied = handler, type, message_id, replied
+
+    def __str__(self) -> str:
+        what = self.message_id or "nothing"
+        why = "has been answered already" if self.replied else "was not asked by system.ask"
+        return f"handler {self.handler!r} replied {self.type} to {what}, which {why}"
+
+
+class HandlerFailed(RingleaderError):
+    """A handler failed outside of any message, as often as its attempts allow. The cause is chained."""
+
+    def __init__(self, handler: str, method: str, attempts: int) -> None:
+        super().__init__(handler, method, attempts)
+        self.handler, self.method, self.attempts = handler, method, attempts
+
+    def __str__(self) -> str:
+        return f"{self.method} of handler {self.handler!r} failed {self.attempts} times in a row"
+
+
+class UnknownHandler(RingleaderError):
+    """No handler of this name, or it does not take this type from outside."""
+
+    def __init__(self, handler: str, type: str, takes: tuple[str, ...], known: tuple[str, ...]) -> None:  # noqa: A002
+        super().__init__(handler, type, tuple(takes), tuple(known))
+        self.handler, self.type, self.takes, self.known = handler, type, tuple(takes), tuple(known)
+
+    def __str__(self) -> str:
+        if self.handler not in self.known:
+            return f"no handler {self.handler!r} in this system; there are {', '.join(self.known)}"
+        return f"handler {self.handler!r} does not handle {self.type}; it takes {', '.join(self.takes) or 'nothing'}"
+
+
+class TopologyChanged(RingleaderError):
+    """The run directory holds messages that the present topology cannot deliver. `pending` counts them by name."""
+
+    def __init__(self, owner: str, pending: Mapping[str, int]) -> None:
+        super().__init__(owner, dict(pending))
+        self.owner, self.pending = owner, dict(pending)
+
+    def __str__(self) -> str:
+        waiting = ", ".join(f"{count} for {name!r}" for name, count in self.pending.items())
+        return (
+            f"messages from {self.owner!r} are pending that this topology cannot deliver: {waiting}; start the former "
+            f"topology until it has drained, or use another directory"
+        )
+
+
+class PendingForUnknown(TopologyChanged):
+    """Messages are pending for workers that the topology no longer has."""

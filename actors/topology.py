@@ -1,0 +1,130 @@
+"""The topology: what a user declares, checked as a whole before anything starts.
+
+    app = Topology("trades", durability="process")
+    app.worker("ingest", feed=Feed.spec(path="trades.csv"))
+    app.worker("stats", averager=Averager, report=Report)
+    app.route("feed", Trade, to="averager")
+    app.route("averager", Average, to="report")
+    app.run()
+
+Declaring never fails and the order does not matter; `compile`, which `run` and `start` begin with, tells all mistakes at
+once (TopologyError) or returns the Plan.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from actors.errors import Problem, TopologyError
+from actors.fingerprint import fingerprint, type_text
+from actors.handler import Handler, HandlerSpec
+from actors.message import Message, type_name
+from actors.plan import GATEWAY, REPLY, HandlerPlan, Limits, Plan, Route, WorkerPlan, number_edges
+from actors.validate import Declaration, DeclaredExternal, DeclaredRoute, DeclaredWorker, problems
+
+if TYPE_CHECKING:
+    from actors.system import System
+
+MessageTypes = type[Message] | tuple[type[Message], ...]
+
+
+class Topology:
+    """Workers, their handlers, and the routes between handlers.
+
+    durability          `memory` (a worker's crash), `process` (SIGKILL of everything) or `power` (power loss): what a
+                        message survives once it is committed
+    directory           where journals are kept; by default a directory of the user's, by the topology's name
+    ring_bytes          size of the ring between two workers, a power of two
+    max_message_bytes   largest message, encoded
+    max_attempts        how often a message may fail or kill its worker before it becomes a dead letter
+    outbox_limit_bytes  how much a worker may have waiting for its receivers before its sources are paused
+    batch               most messages in one transaction
+    max_restarts        a worker that dies more often than this within restart_period seconds is given up
+    backoff_first       seconds before the second restart in a row; doubled each time up to backoff_max
+    drain_timeout       seconds that a clean end may take before it is cut short
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        durability: str = "process",
+        directory: str | os.PathLike[str] | None = None,
+        ring_bytes: int = 1 << 20,
+        max_message_bytes: int = 256 << 10,
+        max_attempts: int = 3,
+        outbox_limit_bytes: int = 4 << 20,
+        batch: int = 2048,
+        max_restarts: int = 5,
+        restart_period: float = 10.0,
+        backoff_first: float = 0.05,
+        backoff_max: float = 5.0,
+        drain_timeout: float = 30.0,
+    ) -> None:
+        self.name = name
+        self.durability = durability
+        self.directory = None if directory is None else Path(directory)
+        numbers = {
+            "ring_bytes": ring_bytes,
+            "max_message_bytes": max_message_bytes,
+            "max_attempts": max_attempts,
+            "outbox_limit_bytes": outbox_limit_bytes,
+            "batch": batch,
+            "max_restarts": max_restarts,
+            "restart_period": restart_period,
+            "backoff_first": backoff_first,
+            "backoff_max": backoff_max,
+            "drain_timeout": drain_timeout,
+        }
+        self._declaration = Declaration(name, durability, numbers)
+
+    def worker(self, name: str, /, **handlers: type[Handler] | HandlerSpec) -> None:
+        """A process and the handlers it hosts: by name, the class, or its `.spec(...)` where it takes arguments."""
+        self._declaration.workers.append(DeclaredWorker(name, handlers, _caller()))
+
+    def route(self, source: str, types: MessageTypes, /, *, to: str | Iterable[str]) -> None:
+        """Messages of these types, sent by the source handler, go to this handler, or to each of these.
+
+        `to=[]` says that nobody is to get them.
+        """
+        targets = (to,) if isinstance(to, (str, type)) else tuple(to)
+        self._declaration.routes.append(DeclaredRoute(source, _types(types), targets, _caller()))
+
+    def external(self, handler: str, /, *types: type[Message]) -> None:
+        """These types (or, if none is named, all it handles) reach this handler from outside, by `system.send` or
+        `system.ask`, so that it is no mistake if no route brings them."""
+        flat = tuple(one for group in types for one in _types(group))
+        self._declaration.externals.append(DeclaredExternal(handler, flat, _caller()))
+
+    def compile(self) -> Plan:
+        """Check everything; TopologyError with all the problems, or the plan."""
+        found = problems(self._declaration)
+        if not found:
+            plan = _plan(self._declaration)
+            found = _unshippable(plan)
+        if found:
+            raise TopologyError(self.name, tuple(found))
+        return plan
+
+    def start(self, **options: Any) -> System:
+        """Start the system in the background: `with app.start() as system: ...`."""
+        from actors.system import start
+
+        return start(self, **options)
+
+    def run(self, **options: Any) -> None:
+        """Start the system and wait for its end, as a script does."""
+        from actors.system import run
+
+        run(self, **options)
+
+    def __repr__(self) -> str:
+        return f"Topology({self.name!r}, durability={self.durability!r})"

@@ -1,0 +1,81 @@
+"""Attaches an endpoint to the shared memory of its system: the board and one ring per edge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from actors.endpoint import Endpoint
+from actors.identity import segment_name
+from actors.plan import GATEWAY, Edge, Plan
+from bus import Board, Ring, Segment, board_size, format_ring, ring_size
+
+def board_name(run_id: str) -> str:
+    return segment_name(run_id, 0)
+
+
+def ring_name(run_id: str, edge: Edge) -> str:
+    return segment_name(run_id, edge.index + 1)
+
+
+@dataclass
+class Wires:
+    """What has to be given back, last taken first. `close` may be called twice."""
+
+    undo: list[Callable[[], None]] = field(default_factory=list)
+
+    def close(self) -> None:
+        while self.undo:
+            self.undo.pop()()
+
+
+def create_segments(plan: Plan, run_id: str) -> list[Segment]:
+    """Board and rings of a new system, their space really reserved. Raises SharedMemoryFull and leaves none behind."""
+    segments: list[Segment] = []
+    try:
+        segments.append(Segment.create(board_name(run_id), board_size(plan.peers)))
+        Board.format(segments[0].buf, plan.peers).close()
+        for edge in plan.edges:
+            capacity = plan.limits.ring_bytes
+            segments.append(Segment.create(ring_name(run_id, edge), ring_size(capacity)))
+            format_ring(segments[-1].buf, capacity, 1)
+    except BaseException:
+        for segment in segments:
+            segment.close()
+            segment.unlink()
+        raise
+    return segments
+
+
+def attach_board(run_id: str, wires: Wires) -> Board:
+    segment = Segment.attach(board_name(run_id))
+    wires.undo.append(segment.close)
+    board = Board(segment.buf)
+    wires.undo.append(board.close)
+    return board
+
+
+def connect(endpoint: Endpoint, plan: Plan, me: str, run_id: str, board: Board, wires: Wires) -> None:
+    """Every edge that begins or ends at `me`."""
+    for peer in plan.peers:
+        inbound, outbound = plan.edge(peer, me), plan.edge(me, peer)
+        either = inbound or outbound
+        if either is None:
+            continue
+        endpoint.connect(
+            peer,
+            producing=attach_ring(run_id, outbound, wires) if outbound is not None else None,
+            consuming=attach_ring(run_id, inbound, wires) if inbound is not None else None,
+            bell=board.block(peer).doorbell,
+            inside=either.inside,
+        )
+    if me != GATEWAY:
+        endpoint.watch(board.block(name) for name in sorted(plan.component_of(me)) if name != me)
+
+
+def attach_ring(run_id: str, edge: Edge, wires: Wires) -> Ring:
+    segment = Segment.attach(ring_name(run_id, edge))
+    wires.undo.append(segment.close)
+    ring = Ring(segment.buf)
+    wires.undo.append(ring.close)
+    return ring

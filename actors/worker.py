@@ -1,0 +1,256 @@
+"""The worker: one process, its handlers, one loop. `main` is what a new process runs.
+
+The loop looks at the control lane first, then takes what arrived, handles and commits it, lets the sources send,
+moves what is committed, and sleeps on its doorbell when there was nothing to do. Every wait is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import cloudpickle
+
+from actors.codec import RUN, RunCodec
+from actors.dispatch import Dispatcher, Inlet
+from actors.endpoint import Endpoint
+from actors.exits import WorkerExit
+from actors.hosted import Context, Hosted
+from actors.outgoing import Lane, Outgoing
+from actors.plan import Plan, WorkerPlan
+from actors.process import arm_parent_death
+from actors.resume import RUNTIME, SESSION, Names
+from actors.system_errors import HandlerFailed, PendingForUnknown
+from actors.wiring import Wires, attach_board, connect
+from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Text, WorkerState
+from persist import (
+    DamagedJournal,
+    Journal,
+    JournalLocked,
+    JournalPoisoned,
+    NewerFormat,
+    NotAJournal,
+    Recovered,
+    Snapshot,
+    UnknownName,
+)
+
+IDLE_WAIT = 0.25  # seconds; a worker with nothing to do looks around this often
+PAUSED_WAIT = 0.005  # while another worker of the component is over its limit, and tells nobody when it is not
+RUN_BYTES = 1 << 15  # a run is cut there, so that its first message need not wait for its last
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What a worker process is started with. Travels by cloudpickle: handlers may be defined anywhere."""
+
+    plan: Plan
+    worker: str
+    run_id: str
+    journal: str  # directory; unused at level `memory`
+    session: str  # this start of the system; stays the same when a crashed system is resumed
+    epoch: int  # at least this; the journal may know better
+    suspect: tuple[int, int] | None  # (peer index, seq) in progress when the last incarnation died
+    attempts: dict[tuple[int, int], int]  # at level `memory`, where no journal remembers them
+    inherited: dict[str, tuple[bytes | None, dict[bytes, bytes]]]  # state of handlers that lived elsewhere before
+
+
+def main(boot_bytes: bytes) -> None:
+    """Runs the worker and ends the process with one of `WorkerExit`."""
+    arm_parent_death()
+    boot: Boot = cloudpickle.loads(boot_bytes)
+    wires = Wires()
+    board = attach_board(boot.run_id, wires)
+    block = board.block(boot.worker)
+    block.set_text(Text.LAST_WORDS, "")
+    code = WorkerExit.CRASHED
+    try:
+        Worker(boot, board, block, wires).run()
+        code = WorkerExit.STOPPED
+    except (DamagedJournal, NewerFormat, NotAJournal, PendingForUnknown, UnknownName) as error:
+        code = WorkerExit.JOURNAL_REFUSED
+        block.set_text(Text.LAST_WORDS, f"{type(error).__name__}: {error}")
+    except (JournalPoisoned, JournalLocked, OSError) as error:
+        code = WorkerExit.JOURNAL_POISONED
+        block.set_text(Text.LAST_WORDS, f"{type(error).__name__}: {error}")
+    except HandlerFailed as error:
+        code = WorkerExit.HANDLER_FAILED
+        block.set_text(Text.LAST_WORDS, "".join(traceback.format_exception(error)))
+    except BaseException as error:
+        # SystemExit and KeyboardInterrupt too: a worker does not end because a handler says so.
+        block.set_text(Text.LAST_WORDS, "".join(traceback.format_exception(error)))
+        if block.get(Field.STATE) == WorkerState.STARTING:
+            code = WorkerExit.START_FAILED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Nothing is torn down: the segments belong to the supervisor, and the journal is whole after every append.
+    os._exit(code)
+
+
+class Worker:
+    def __init__(self, boot: Boot, board: Board, block: Block, wires: Wires) -> None:
+        self._boot = boot
+        self._plan = boot.plan
+        self._block = block
+        self._cells = block.cells
+        block.set(Field.PID, os.getpid())
+        block.set(Field.STARTED_NS, time.monotonic_ns())
+        block.set(Field.HEARTBEAT_NS, time.monotonic_ns())
+        block.set(Field.RING_IMPLEMENTATION, RING_IMPLEMENTATION == "c")
+        block.set(Field.STATE, WorkerState.RECOVERING)
+        self._endpoint = make_endpoint(boot.plan, boot.worker, block)
+        connect(self._endpoint, boot.plan, boot.worker, boot.run_id, board, wires)
+        self._dispatcher, self._again = self._recover()
+
+    def _recover(self) -> tuple[Dispatcher, bool]:
+        """Journal first, then links, then handlers. Nothing is published before the journal's tail is sound."""
+        boot, plan, endpoint = self._boot, self._plan, self._endpoint
+        suspect = None if boot.suspect is None else (plan.peers[boot.suspect[0]], boot.suspect[1])
+        journal, recovered, names = open_journal(plan, boot.worker, Path(boot.journal), boot.epoch, suspect)
+        context = Context()
+        mine = plan.worker(boot.worker)
+        outgoing, inlets, hosted = assemble(plan, mine, endpoint, context)
+        attempts = dict(boot.attempts)
+        again = self._block.get(Field.SESSION) == session_number(boot.session)
+        for one in hosted:
+            one.restore(*boot.inherited.get(one.name, (None, None)))
+        if recovered is not None and journal is not None:
+            peers = {name: index for index, name in enumerate(names.peers)}
+            attempts = {(peers[peer], seq): n for (peer, seq), n in recovered.attempts.items() if peer in peers}
+            if suspect is not None and suspect[1] > recovered.watermarks.get(suspect[0], 0):
+                attempts[peers[suspect[0]], suspect[1]] = recovered.attempts.get(suspect, 0) + 1
+            again = recovered.tables.get(RUNTIME, {}).get(SESSION) == boot.session.encode()
+            for one in hosted:
+                if one.name in recovered.states or one.name in recovered.tables:
+                    one.restore(recovered.states.get(one.name), recovered.tables.get(one.name))
+            endpoint.dead = names.letters()
+        dispatcher = Dispatcher(plan, endpoint, hosted, outgoing, inlets, context, attempts, boot.session)
+        endpoint.snapshot = lambda: snapshot(names, endpoint, dispatcher, boot.session)
+        endpoint.epoch = boot.epoch if journal is None else journal.epoch
+        self._block.set(Field.EPOCH, endpoint.epoch)
+        endpoint.resume(journal, recovered)
+        return dispatcher, again
+
+    def run(self) -> None:
+        """Until the control lane says stop."""
+        block, cells, endpoint, dispatcher = self._block, self._cells, self._endpoint, self._dispatcher
+        bell = block.doorbell
+        block.set(Field.STATE, WorkerState.STARTING)
+        dispatcher.start(self._again)
+        block.set(Field.SESSION, session_number(self._boot.session))
+        block.set(Field.STATE, WorkerState.RUNNING)
+        control = int(Field.CONTROL)
+        seen = Control.RUN
+        while True:
+            if cells[control] != seen:
+                seen = Control(cells[control])
+                if seen is Control.STOP:
+                    break
+                block.set(Field.STATE, WorkerState.DRAINING)
+                block.set(Field.CONTROL_SEEN, seen)
+            now = time.monotonic_ns()
+            cells[Field.HEARTBEAT_NS] = now
+            worked = endpoint.progress()
+            arrivals = endpoint.take()
+            if arrivals:
+                dispatcher.run(arrivals)
+                worked = True
+            due = float("inf")
+            if seen is Control.RUN and dispatcher.has_sources and not endpoint.paused:
+                due = dispatcher.loop(now / 1e9)
+                worked |= due <= time.monotonic()
+            endpoint.keep_house()
+            if not worked:
+                bell.arm()
+                if endpoint.idle() and cells[control] == seen:
+                    longest = PAUSED_WAIT if endpoint.paused else IDLE_WAIT
+                    bell.wait(min(longest, max(0.0, due - time.monotonic())))
+                bell.disarm()
+        block.set(Field.STATE, WorkerState.STOPPING)
+        dispatcher.stop()
+        endpoint.progress()
+        block.set(Field.CONTROL_SEEN, Control.STOP)
+        block.set(Field.STATE, WorkerState.STOPPED)
+
+
+def make_endpoint(plan: Plan, me: str, block: Block) -> Endpoint:
+    return Endpoint(
+        me,
+        plan.peers,
+        block,
+        level=plan.level,
+        outbox_limit=plan.limits.outbox_limit_bytes,
+        memory_limit=plan.limits.outbox_limit_bytes if plan.level != "memory" else sys.maxsize,
+    )
+
+
+def open_journal(
+    plan: Plan, me: str, directory: Path, epoch: int, suspect: tuple[str, int] | None
+) -> tuple[Journal | None, Recovered | None, Names]:
+    """The journal of one peer, recovered and with the first snapshot of this incarnation in it."""
+    names = Names(plan, me)
+    if plan.level == "memory":
+        return None, None, names
+
+    def first(recovered: Recovered | None, epoch: int) -> Snapshot:
+        nonlocal names
+        names = Names(plan, me, recovered)
+        return names.first(suspect)
+
+    journal, recovered = Journal.open(directory, epoch=epoch, level=plan.level, make_snapshot=first)
+    return journal, recovered, names
+
+
+def assemble(
+    plan: Plan, worker: WorkerPlan, endpoint: Endpoint, context: Context
+) -> tuple[Outgoing, dict[int, Inlet], list[Hosted]]:
+    """The handlers of a worker and their routing tables: lanes out, inlets in."""
+    limits = plan.limits
+    outgoing = Outgoing(limits.max_message_bytes, min(RUN_BYTES, limits.ring_bytes // 2 - 8 - RUN.size))
+    peers = {link.name: link.index for link in endpoint.links}
+    codecs: dict[type, RunCodec] = {}
+
+    def codec(message_type: type) -> RunCodec:
+        return codecs.setdefault(message_type, RunCodec(message_type))
+
+    hosted: dict[str, Hosted] = {}
+    for index, handler in enumerate(worker.handlers):
+        lanes: dict[type, Lane] = {}
+        for route in plan.routes_from(handler.name):
+            assert route.message is not None
+            targets = plan.target_peers(route)
+            remote = tuple(sorted(peers[name] for name in targets if name != worker.name))
+            lanes[route.message] = Lane(route, codec(route.message), remote, worker.name in targets, outgoing)
+        hosted[handler.name] = Hosted(index, handler, outgoing.sender(handler.name, lanes), context)
+    inlets: dict[int, Inlet] = {}
+    for route in plan.routes:
+        here = [hosted[name] for name in route.targets if name in hosted]
+        if here and route.message is not None:
+            calls = [(one, one.plan.description.handles[route.message]) for one in here]
+            inlets[route.id] = Inlet(codec(route.message), route.type_name, calls)
+    return outgoing, inlets, list(hosted.values())
+
+
+def snapshot(names: Names, endpoint: Endpoint, dispatcher: Dispatcher | None, session: str) -> Snapshot:
+    """Everything the journal holds now, in one record."""
+    links = endpoint.links
+    whole = {one.name: one.whole() for one in dispatcher.hosted} if dispatcher is not None else {}
+    tables = {name: items for name, (_, items) in whole.items()} | {RUNTIME: {SESSION: session.encode()}}
+    return names.snapshot(
+        watermarks={link.name: link.inbound.watermark for link in links},
+        assigned={link.name: link.outbound.assigned for link in links},
+        acked={link.name: link.outbound.acked for link in links},
+        states={name: state for name, (state, _) in whole.items() if state is not None},
+        tables=tables,
+        attempts={(links[peer].name, seq): n for (peer, seq), n in dispatcher.attempts.items()} if dispatcher else {},
+        dead=endpoint.dead,
+    )
+
+
+def session_number(session: str) -> int:
+    """The session as a cell holds it; never 0."""
+    return int(session, 16)

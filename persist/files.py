@@ -1,0 +1,109 @@
+"""The files below a journal: the few calls through which everything on disk is read and written.
+
+A journal takes a factory of Directory, so that tests can put a layer there which fails, forgets or records. Every call
+may raise OSError; nothing is retried here. Files are created 0600, opened relative to the directory's descriptor, and
+links are not followed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from persist.errors import UnsafeDirectory
+
+_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has none
+
+
+class File:
+    """An open file."""
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """One write() at the end of the file; may be short."""
+        return os.write(self._descriptor, data)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes; fewer only at the end of the file."""
+        data = os.pread(self._descriptor, size, offset)
+        if len(data) == size or not data:
+            return data
+        parts = [data]
+        have = len(data)
+        while have < size:
+            data = os.pread(self._descriptor, size - have, offset + have)
+            if not data:
+                break
+            parts.append(data)
+            have += len(data)
+        return b"".join(parts)
+
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def fdatasync(self) -> None:
+        _fdatasync(self._descriptor)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+
+    def close(self) -> None:
+        """Idempotent."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class Directory:
+    """An open directory that only its owner can write to."""
+
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
+        self.path = os.fspath(path)
+        if create:
+            Path(self.path).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        found = os.fstat(self.descriptor)
+        reason = ""
+        if found.st_uid != os.geteuid():
+            reason = f"it belongs to user {found.st_uid}"
+        elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            reason = f"others may write to it (mode {stat.S_IMODE(found.st_mode):04o})"
+        if reason:
+            self.close()
+            raise UnsafeDirectory(self.path, reason)
+
+    def locate(self, name: str) -> str:
+        """For messages only."""
+        return os.path.join(self.path, name)
+
+    def list(self) -> list[str]:
+        return os.listdir(self.descriptor)
+
+    def create(self, name: str) -> File:
+        """A new file, open for appending; FileExistsError if there is one."""
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND
+        return self._file(name, flags)
+
+    def open(self, name: str, *, writable: bool = False) -> File:
+        return self._file(name, os.O_RDWR if writable else os.O_RDONLY)
+
+    def _file(self, name: str, flags: int) -> File:
+        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.descriptor)
+        return File(descriptor, self.locate(name))
+
+    def unlink(self, name: str) -> None:
+        os.unlink(name, dir_fd=self.descriptor)
+
+    def sync(self) -> None:
+        """Make created and removed names durable."""
+        os.fsync(self.descriptor)
+
+    def close(self) -> None:
+        """Idempotent."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)

@@ -1,0 +1,242 @@
+"""Reads segments frame by frame and tells a torn tail from damage.
+
+A torn tail is what a crash in the middle of an append leaves: a bad frame in the last segment with no good frame behind
+it, or a last segment that does not even have its snapshot. It was never acknowledged and is reported as TornTail.
+Everything else that is not a good frame is damage and refused with DamagedJournal. Reading changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from zlib import crc32
+
+import msgspec
+
+from persist.errors import DamagedJournal, NewerFormat, NotAJournal
+from persist.files import Directory, File
+from persist.format import (
+    FRAME_HEADER,
+    FRAME_TYPES,
+    MAGIC,
+    MAX_BODY,
+    SEGMENT_HEADER,
+    SNAPSHOT,
+    VERSION,
+    BadFrame,
+    Frame,
+    Snapshot,
+    decode_frame,
+    decode_segment_header,
+    decode_snapshot,
+    encode_segment_header,
+    frame_size,
+    seed,
+    segment_number,
+)
+
+CHUNK = 1 << 20
+SEARCH_EFFORT = 64  # how often over the bytes behind a bad frame may be checksummed in search of a good one
+
+_LENGTH = struct.Struct("<4xI")
+
+
+@dataclass(frozen=True, slots=True)
+class TornTail:
+    """What a crash left behind the last whole frame."""
+
+    file: str
+    offset: int
+    bytes_dropped: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment with a good header and a good snapshot. `size` is that of the file when it was looked at."""
+
+    name: str
+    path: str
+    number: int
+    first_position: int
+    size: int
+    epoch: int
+    snapshot: Snapshot
+    body: int  # position behind the snapshot
+
+    @property
+    def end(self) -> int:
+        return self.first_position + self.size - SEGMENT_HEADER
+
+    def offset(self, position: int) -> int:
+        return position - self.first_position + SEGMENT_HEADER
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All segments, oldest first, without gaps. `torn` is a last segment that was not finished; it is not among them."""
+
+    segments: tuple[Segment, ...]
+    torn: TornTail | None
+
+
+def survey(directory: Directory) -> Survey:
+    """Look at the head of every segment."""
+    names = sorted((number, name) for name in directory.list() if (number := segment_number(name)) is not None)
+    segments: list[Segment] = []
+    torn = None
+    for number, name in names:
+        previous = segments[-1] if segments else None
+        if previous and number != previous.number + 1:
+            reason = f"segment {number} follows {previous.number}"
+            raise DamagedJournal(directory.locate(name), 0, 0, reason)
+        file = directory.open(name)
+        try:
+            found = _head(file, name, number, previous, last=number == names[-1][0])
+        finally:
+            file.close()
+        if isinstance(found, TornTail):
+            torn = found
+        else:
+            segments.append(found)
+    return Survey(tuple(segments), torn)
+
+
+def _head(file: File, name: str, number: int, previous: Segment | None, *, last: bool) -> Segment | TornTail:
+    size = file.size()
+    start = file.read(SEGMENT_HEADER, 0)
+    header = decode_segment_header(start)
+    first_position = previous.end if previous else 0
+    known = previous is not None or number == 1  # what must stand there, and that older segments hold the state
+    if header is None:
+        if known and _good_frame_behind(file, first_position, SEGMENT_HEADER, size, None):
+            raise DamagedJournal(file.path, 0, size, "the segment's header is bad, and good frames follow")
+        if last and known and _is_beginning_of(encode_segment_header(number, first_position), start):
+            return TornTail(file.path, 0, size, "the segment's header is cut short")
+        if start[: len(MAGIC)] != MAGIC[: len(start)]:
+            raise NotAJournal(file.path, f"it begins with {start[: len(MAGIC)]!r}")
+        raise DamagedJournal(file.path, 0, size, "the segment's header is bad")
+    if header.version > VERSION:
+        raise NewerFormat(file.path, header.version, VERSION)
+    if header.version != VERSION or header.number != number:
+        reason = f"the header says format {header.version}, segment {header.number}"
+        raise DamagedJournal(file.path, 0, size, reason)
+    if known and header.first_position != first_position:
+        reason = f"the segment begins at position {header.first_position}, the one before it ends at {first_position}"
+        raise DamagedJournal(file.path, 0, size, reason)
+    first_position = header.first_position
+    try:
+        frame = next(frames(file, first_position, SEGMENT_HEADER, size))
+    except BadFrame as bad:
+        at_stake = size - SEGMENT_HEADER
+        if last and known and not _good_frame_behind(file, first_position, SEGMENT_HEADER + 8, size, None):
+            return TornTail(file.path, 0, size, f"the segment has no snapshot: {bad.reason}")
+        raise DamagedJournal(file.path, SEGMENT_HEADER, at_stake, bad.reason) from None
+    if frame.type != SNAPSHOT:
+        reason = f"a frame of type {frame.type} where the snapshot should be"
+        raise DamagedJournal(file.path, SEGMENT_HEADER, size - SEGMENT_HEADER, reason)
+    try:
+        snapshot = decode_snapshot(frame.body)
+    except msgspec.DecodeError as error:
+        reason = f"the snapshot cannot be decoded: {error}"
+        raise DamagedJournal(file.path, SEGMENT_HEADER, size - SEGMENT_HEADER, reason) from None
+    return Segment(name, file.path, number, first_position, size, frame.epoch, snapshot, frame.end)
+
+
+def _is_beginning_of(whole: bytes, start: bytes) -> bool:
+    """Whether `start` is `whole` up to some byte, and nothing or zeros from there on."""
+    same = next((i for i, (a, b) in enumerate(zip(whole, start, strict=False)) if a != b), len(start))
+    return not any(start[same:])
+
+
+class SegmentReader:
+    """Iterates the good frames behind a segment's snapshot, or from `start` on. When it ends, `torn` says what was left
+    out and `end` is the position behind the last good frame. Damage raises DamagedJournal in its place."""
+
+    def __init__(self, directory: Directory, segment: Segment, *, last: bool, start: int | None = None) -> None:
+        self.torn: TornTail | None = None
+        self.end = segment.body if start is None else start
+        self._directory = directory
+        self._segment = segment
+        self._last = last
+
+    def __iter__(self) -> Iterator[Frame]:
+        segment = self._segment
+        file = self._directory.open(segment.name)
+        try:
+            for frame in frames(file, segment.first_position, segment.offset(self.end), segment.size):
+                reason = ""
+                if frame.epoch != segment.epoch:
+                    reason = f"a frame of epoch {frame.epoch} in a segment of epoch {segment.epoch}"
+                elif frame.type not in FRAME_TYPES or frame.type == SNAPSHOT:
+                    reason = f"a frame of type {frame.type} behind the snapshot"
+                if reason:
+                    raise self._damage(reason)
+                self.end = frame.end
+                yield frame
+        except BadFrame as bad:
+            offset = segment.offset(self.end)
+            if not self._last:
+                raise self._damage(bad.reason) from None
+            if _good_frame_behind(file, segment.first_position, offset + 8, segment.size, segment.epoch):
+                raise self._damage(f"{bad.reason}, and good frames follow") from None
+            self.torn = TornTail(segment.path, offset, segment.size - offset, bad.reason)
+        finally:
+            file.close()
+
+    def _damage(self, reason: str) -> DamagedJournal:
+        offset = self._segment.offset(self.end)
+        return DamagedJournal(self._segment.path, offset, self._segment.size - offset, reason)
+
+
+def frames(file: File, first_position: int, offset: int, end: int) -> Iterator[Frame]:
+    """The frames between two offsets of a segment, read in chunks. BadFrame where there is none."""
+    while offset < end:
+        data = memoryview(file.read(min(CHUNK, end - offset), offset))
+        at = 0
+        while True:
+            rest = len(data) - at
+            if rest < FRAME_HEADER or frame_size(_LENGTH.unpack_from(data, at)[0]) > rest:
+                if offset + rest >= end:
+                    break
+                # The frame goes on behind this chunk: begin the next one with it, and make that large enough.
+                wanted = frame_size(_LENGTH.unpack_from(data, at)[0]) if rest >= FRAME_HEADER else CHUNK
+                more = file.read(min(max(CHUNK, wanted), end - offset), offset)
+                if len(more) <= rest:
+                    break
+                data, at = memoryview(more), 0
+                continue
+            frame = decode_frame(data, at, first_position + offset - SEGMENT_HEADER)
+            yield frame
+            step = frame.end - frame.position
+            offset += step
+            at += step
+        if offset < end:
+            decode_frame(data, at, first_position + offset - SEGMENT_HEADER)  # raises: the frame does not fit
+            raise BadFrame("the file shrank while it was read")
+
+
+def _good_frame_behind(file: File, first_position: int, offset: int, end: int, epoch: int | None) -> bool:
+    """Whether a good frame stands at any aligned offset from `offset` on. Gives up with yes, which refuses, when
+    the content makes the search too dear."""
+    tail = r"....".encode() if epoch is None else re.escape(struct.pack("<I", epoch))
+    pattern = re.compile(b"(?=[\x01\x02]\x00\x00\x00" + tail + b")", re.DOTALL)
+    data = memoryview(file.read(end - offset, offset)) if offset < end else memoryview(b"")
+    effort = SEARCH_EFFORT * len(data)
+    for match in pattern.finditer(data):
+        at = match.start() - 8
+        if at < 0 or at % 8:
+            continue
+        length = _LENGTH.unpack_from(data, at)[0]
+        if length > MAX_BODY or frame_size(length) > len(data) - at:
+            continue
+        effort -= length
+        if effort < 0:
+            return True
+        position = first_position + offset + at - SEGMENT_HEADER
+        checksum = int.from_bytes(data[at : at + 4], "little")
+        if crc32(data[at + 4 : at + FRAME_HEADER + length], seed(position)) == checksum:
+            return True
+    return False

@@ -1,0 +1,161 @@
+"""What a journal means: folds snapshots and transactions into Recovered, in which everything goes by name.
+
+Pure. Indices are only valid within their segment; names are what lasts, so a topology may reorder, add and remove.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from persist.format import BadFrame, DeadLetter, Send, Snapshot, Transaction
+
+if TYPE_CHECKING:
+    from persist.reader import TornTail
+
+Route = tuple[str, str]  # source handler, message type
+T = TypeVar("T")
+
+
+@dataclass(slots=True, kw_only=True)
+class NamedDeadLetter:
+    """A DeadLetter whose peer and route are names."""
+
+    peer: str
+    seq: int
+    route: Route
+    handler: str
+    type: str
+    reason: str
+    detail: str
+    attempts: int
+    time_ns: int
+    body: bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class Recovered:
+    """A worker as its journal has it. A journal that was never written is one of epoch 0 and otherwise empty.
+
+    watermarks    inbound peer -> last sequence number durably consumed
+    assigned      outbound peer -> last sequence number committed
+    acked         outbound peer -> the receiver's watermark as of the last snapshot
+    unacked_from  outbound peer -> position of the first frame with a send above `acked`, None if there is none
+    unacked_bytes outbound peer -> size of the bodies of those sends
+    attempts      (inbound peer, sequence number) -> how often that message was in progress at a death
+    routes        segment number -> its table of routes
+    position      where the journal ends; torn: what a crash left behind that
+    """
+
+    epoch: int = 0
+    level: str = ""
+    fingerprint: str = ""
+    states: dict[str, bytes] = field(default_factory=dict)
+    tables: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    watermarks: dict[str, int] = field(default_factory=dict)
+    assigned: dict[str, int] = field(default_factory=dict)
+    acked: dict[str, int] = field(default_factory=dict)
+    unacked_from: dict[str, int | None] = field(default_factory=dict)
+    unacked_bytes: dict[str, int] = field(default_factory=dict)
+    attempts: dict[tuple[str, int], int] = field(default_factory=dict)
+    dead: list[NamedDeadLetter] = field(default_factory=list)
+    routes: dict[int, tuple[Route, ...]] = field(default_factory=dict)
+    position: int = 0
+    torn: TornTail | None = None
+
+
+def name(table: Sequence[T], index: int) -> T:
+    """BadFrame for an index that the segment's table does not have."""
+    if not 0 <= index < len(table):
+        raise BadFrame(f"index {index} is outside a table of {len(table)} names")
+    return table[index]
+
+
+def by_name(peers: Sequence[str], numbers: Iterable[tuple[int, int]]) -> dict[str, int]:
+    return {name(peers, peer): number for peer, number in numbers}
+
+
+class Outbox:
+    """Finds the first unacknowledged send to each peer, over all segments, oldest first."""
+
+    def __init__(self, acked: Mapping[str, int]) -> None:
+        self.acked = acked
+        self.first: dict[str, int] = {}
+        self.bytes: dict[str, int] = {}
+
+    def wants(self, before: Mapping[str, int], after: Mapping[str, int]) -> bool:
+        """Whether a segment that took the assigned numbers from `before` to `after` has anything unacknowledged."""
+        return any(last > max(self.acked.get(peer, 0), before.get(peer, 0)) for peer, last in after.items())
+
+    def see(self, position: int, peers: Sequence[str], sends: Iterable[Send]) -> None:
+        for send in sends:
+            for index, first in send.edges:
+                peer = name(peers, index)
+                if first + send.count - 1 > self.acked.get(peer, 0):
+                    self.first.setdefault(peer, position)
+                    self.bytes[peer] = self.bytes.get(peer, 0) + len(send.body)
+
+
+class Fold:
+    """One segment: its snapshot, then its transactions in order. Works on indices; `result` resolves them."""
+
+    def __init__(self, epoch: int, snapshot: Snapshot) -> None:
+        self.epoch = epoch
+        self.snapshot = snapshot
+        self.states = dict(snapshot.states)
+        self.tables: dict[int, dict[bytes, bytes]] = {}
+        for handler, key, value in snapshot.tables:
+            self.tables.setdefault(handler, {})[key] = value
+        self.watermarks = dict(snapshot.watermarks)
+        self.assigned = dict(snapshot.assigned)
+        self.dead: list[DeadLetter] = list(snapshot.dead)
+
+    def apply(self, transaction: Transaction) -> None:
+        self.watermarks.update(transaction.consumed)
+        self.states.update(transaction.states)
+        for send in transaction.sends:
+            for peer, first in send.edges:
+                self.assigned[peer] = first + send.count - 1
+        for handler, key, value in transaction.keys:
+            if value is not None:
+                self.tables.setdefault(handler, {})[key] = value
+            elif handler in self.tables:
+                self.tables[handler].pop(key, None)
+        self.dead += transaction.dead
+
+    def result(self, outbox: Outbox) -> Recovered:
+        snapshot = self.snapshot
+        peers, handlers = snapshot.peers, snapshot.handlers
+        watermarks = by_name(peers, self.watermarks.items())
+        assigned = by_name(peers, self.assigned.items())
+        attempts = {(name(peers, peer), seq): count for peer, seq, count in snapshot.attempts}
+        return Recovered(
+            epoch=self.epoch,
+            level=snapshot.level,
+            fingerprint=snapshot.fingerprint,
+            states={name(handlers, handler): value for handler, value in self.states.items()},
+            tables={name(handlers, handler): table for handler, table in self.tables.items() if table},
+            watermarks=watermarks,
+            assigned=assigned,
+            acked=by_name(peers, snapshot.acked),
+            unacked_from={peer: outbox.first.get(peer) for peer in assigned},
+            unacked_bytes={peer: outbox.bytes.get(peer, 0) for peer in assigned},
+            attempts={key: count for key, count in attempts.items() if key[1] > watermarks.get(key[0], 0)},
+            dead=[named(letter, peers, snapshot.routes) for letter in self.dead],
+        )
+
+
+def named(letter: DeadLetter, peers: Sequence[str], routes: Sequence[Route]) -> NamedDeadLetter:
+    return NamedDeadLetter(
+        peer=name(peers, letter.peer),
+        seq=letter.seq,
+        route=name(routes, letter.route),
+        handler=letter.handler,
+        type=letter.type,
+        reason=letter.reason,
+        detail=letter.detail,
+        attempts=letter.attempts,
+        time_ns=letter.time_ns,
+        body=letter.body,
+    )

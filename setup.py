@@ -1,0 +1,36 @@
+"""The one thing pyproject.toml cannot say: the C ring is optional, and built against the stable ABI where there is one."""
+
+import os
+import sysconfig
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+SANITIZE = os.environ.get("RINGLEADER_SANITIZE", "")  # for example "address,undefined"
+
+flags = ["-std=c11", "-O3", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"]
+link: list[str] = []
+if SANITIZE:
+    flags += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
+    link += [f"-fsanitize={SANITIZE}"]
+
+ring = Extension(
+    "bus._ring",
+    sources=["bus/_ring.c"],
+    optional=not os.environ.get("RINGLEADER_REQUIRE_C"),
+    py_limited_api=not FREE_THREADED,
+    define_macros=[] if FREE_THREADED else [("Py_LIMITED_API", "0x030B0000")],
+    extra_compile_args=flags,
+    extra_link_args=link,
+)
+
+
+class StableAbiWheel(bdist_wheel):
+    def finalize_options(self) -> None:
+        if not FREE_THREADED:
+            self.py_limited_api = "cp311"
+        super().finalize_options()
+
+
+setup(ext_modules=[ring], cmdclass={"bdist_wheel": StableAbiWheel})

@@ -1,0 +1,67 @@
+"""Fixtures for all tests: whoever leaves a child process, a shared-memory segment or a thread behind fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+SHM = Path("/dev/shm")
+GRACE = 5.0  # seconds for processes that were told to end to be gone
+SINGLETONS = ("multiprocess.forkserver", "multiprocess.resource_tracker", "multiprocessing.resource_tracker")
+
+
+def _children() -> set[psutil.Process]:
+    """Child processes, but for the helpers that the standard library keeps one of per process."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(child.cmdline())
+            if child.status() != psutil.STATUS_ZOMBIE and not any(name in command for name in SINGLETONS):
+                found.add(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _segments() -> set[str]:
+    return {entry.name for entry in SHM.glob("ringleader*")} if SHM.is_dir() else set()
+
+
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.is_alive()}
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    before = (_children(), _segments(), _threads())
+    yield
+    deadline = time.monotonic() + GRACE
+    while True:
+        children, segments, threads = (
+            now - then for now, then in zip((_children(), _segments(), _threads()), before, strict=True)
+        )
+        if not (children or segments or threads):
+            return
+        if time.monotonic() > deadline:
+            break
+        threading.Event().wait(0.02)
+    for child in children:
+        child.kill()
+    pytest.fail(f"left behind: processes {children}, segments {segments}, threads {threads}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the tests marked long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        skip = pytest.mark.skip(reason="runs for minutes: --long")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(skip)

@@ -1,0 +1,13 @@
+"""quickstart.py and crash.py print what the README says they print."""
+
+from __future__ import annotations
+
+from tests.examples.scripts import run_example
+
+
+def test_quickstart_plays_three_rounds_and_ends(tmp_path):
+    assert run_example("quickstart.py", home=tmp_path) == ["ping 1", "pong 2", "ping 3", "pong 4", "ping 5", "pong 6"]
+
+
+def test_quickstart_runs_again_after_a_clean_end(tmp_path):
+    assert run_example("quickstart.py", home=tmp_path) == run_example("quickstart.py", home=tmp_path)
