@@ -42,6 +42,15 @@ def module_names(module: str) -> dict[str, Any]:
     return getattr(sys.modules.get(module), "__dict__", {})
 
 
+def own(cls: type) -> dict[str, Any]:
+    """The annotations of a class, without those of its bases, as they stand: strings are not resolved."""
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        return annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
+    return inspect.get_annotations(cls)
+
+
 def evaluate(annotation: object, names: Mapping[str, Any], local: Mapping[str, Any]) -> Any:
     """The type an annotation stands for. Strings inside it are resolved too. Raises Unresolved."""
     if annotation is None:
@@ -56,20 +65,19 @@ def evaluate(annotation: object, names: Mapping[str, Any], local: Mapping[str, A
 
 def settle(cls: type, local: Mapping[str, Any]) -> None:
     """Replace the string annotations of a class that `local` resolves, while the local names are at hand."""
-    annotations = cls.__dict__.get("__annotations__")
-    if not local or not annotations:
+    if not local:
         return
     names = module_names(cls.__module__)
-    for field, annotation in list(annotations.items()):
+    for field, annotation in own(cls).items():
         if isinstance(annotation, str):
             try:
-                annotations[field] = evaluate(annotation, names, {**local, cls.__name__: cls})
+                cls.__annotations__[field] = evaluate(annotation, names, {**local, cls.__name__: cls})
             except Unresolved:
                 continue
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, flat; anything else is its own only alternative. Aliases and Annotated are looked through."""
+    """The members of a union, flat; anything else is its only alternative. Aliases and Annotated are looked through."""
     while True:
         origin = typing.get_origin(annotation)
         if origin is Annotated:

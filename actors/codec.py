@@ -5,8 +5,8 @@
     body     :=  MessagePack array of `count` messages, each the array of its fields
 
 Pure. What another process wrote is checked before it is believed: a record that does not hold what its header says is
-BadRecord. A message that cannot be encoded, or would not be accepted by the receiver, is BadMessage, and the sender is at
-fault; since the same strict decoder stands on both sides, what passed `check_run` is accepted there.
+BadRecord. A message that cannot be encoded, or would not be accepted by the receiver, is BadMessage, and the sender is
+at fault; since the same strict decoder stands on both sides, what passed `check_run` is accepted there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from enum import Enum, Flag
-from typing import Annotated, Any, Generic, TypeVar, get_origin
+from typing import Annotated, Any, get_origin
 
 import msgspec
 from msgspec.structs import fields
@@ -34,9 +34,6 @@ MAX_COUNT = (1 << 32) - 1
 SUMMARY = 80  # characters of a value that an error carries along
 
 pack_header = RUN.pack
-
-M = TypeVar("M", bound=Message)
-S = TypeVar("S", bound=State)
 
 _encode = msgspec.msgpack.Encoder().encode
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
@@ -58,14 +55,14 @@ def array_header(count: int) -> bytes:
     return b"\xdd" + count.to_bytes(4, "big")
 
 
-class RunCodec(Generic[M]):
-    """Encodes and decodes runs of one message class.
+class RunCodec:
+    """Encodes and decodes runs of one message class: messages are of exactly this class, not of a subclass.
 
-    `late` tells whether a message may be kept as it is and encoded at the commit (`encode_run`); otherwise it is encoded
-    at `send` (`encode_one`) and the encodings are joined at the commit (`join`).
+    `late` tells whether a message may be kept as it is and encoded at the commit (`encode_run`); otherwise it is
+    encoded at `send` (`encode_one`) and the encodings are joined at the commit (`join`).
     """
 
-    def __init__(self, type_: type[M]) -> None:
+    def __init__(self, type_: type[Message]) -> None:
         self.type = type_
         self.type_name = type_name(type_)
         self.late = can_encode_late(type_)
@@ -73,7 +70,7 @@ class RunCodec(Generic[M]):
         self._decode_one = msgspec.msgpack.Decoder(type_).decode
         self._plain = _plain_check(type_)
 
-    def encode_run(self, messages: Sequence[M]) -> bytes:
+    def encode_run(self, messages: Sequence[Message]) -> bytes:
         """The body of a run. BadMessage if one of them cannot be encoded."""
         try:
             return _encode(messages)
@@ -85,7 +82,7 @@ class RunCodec(Generic[M]):
                     raise self._unencodable(index, message, cause) from cause
             raise BadMessage(0, self.type_name, "", f"{type(error).__name__}: {error}") from error
 
-    def check_run(self, body: bytes, messages: Sequence[M] | None = None) -> None:
+    def check_run(self, body: bytes, messages: Sequence[Message] | None = None) -> None:
         """Prove that the receiver will accept this body; BadMessage names the first message that does not fit its type.
 
         With the messages it was encoded from, the proof is usually quicker: a field whose value is exactly of its
@@ -98,7 +95,7 @@ class RunCodec(Generic[M]):
         except Exception as error:
             raise self._misfit(body, error) from error
 
-    def encode_one(self, message: M) -> bytes:
+    def encode_one(self, message: Message) -> bytes:
         """One message as it is now, for `join`. Like `encode_run`, it does not check what the receiver will."""
         try:
             return _encode(message)
@@ -110,18 +107,28 @@ class RunCodec(Generic[M]):
         """The body of a run of messages that are encoded already."""
         return b"".join((array_header(len(encoded)), *encoded))
 
-    def decode_run(self, body: bytes) -> list[M]:
+    def decode_run(self, body: bytes | memoryview) -> list[Any]:
         """The messages of a run that another process wrote. BadRecord if it is not a run of this class."""
         try:
             return self._decode(body)
         except msgspec.MsgspecError as error:
             raise BadRecord(f"not a run of {self.type_name}: {error}", len(body)) from error
 
-    def split_run(self, items: Sequence[M] | Sequence[bytes], max_bytes: int) -> list[tuple[int, bytes]]:
+    def decode_one(self, encoded: bytes | memoryview) -> Any:
+        """One message, as `encode_one` made it."""
+        try:
+            return self._decode_one(encoded)
+        except msgspec.MsgspecError as error:
+            raise BadRecord(f"not a {self.type_name}: {error}", len(encoded)) from error
+
+    def split_run(
+        self, items: Sequence[Message] | Sequence[bytes], max_bytes: int, max_message_bytes: int | None = None
+    ) -> list[tuple[int, bytes]]:
         """(count, body) for the same messages in the same order, each body at most `max_bytes`; few, by halving.
 
         The items are messages, or all encodings of messages. One that is over the limit alone is MessageTooLarge, with
-        its index among the items.
+        its index among the items. Given `max_message_bytes`, that is the limit of a single message instead: one that
+        is over `max_bytes`, but not over this, is a run of its own.
         """
         bodies: list[tuple[int, bytes]] = []
         pending = [(0, items)] if items else []
@@ -131,13 +138,16 @@ class RunCodec(Generic[M]):
             if len(body) <= max_bytes:
                 bodies.append((len(part), body))
             elif len(part) == 1:
-                raise MessageTooLarge(self.type_name, len(body), max_bytes, at)
+                size = len(body) - len(array_header(1))
+                if max_message_bytes is None or size > max_message_bytes:
+                    raise MessageTooLarge(self.type_name, size, max_message_bytes or max_bytes, at)
+                bodies.append((1, body))
             else:
                 middle = len(part) // 2
                 pending += [(at + middle, part[middle:]), (at, part[:middle])]
         return bodies
 
-    def _unencodable(self, index: int, message: M, error: Exception) -> BadMessage:
+    def _unencodable(self, index: int, message: Message, error: Exception) -> BadMessage:
         for field in self.type.__struct_fields__:
             value = getattr(message, field, None)
             try:
@@ -163,18 +173,18 @@ class RunCodec(Generic[M]):
         return BadMessage(0, self.type_name, summary(body), _told(error))
 
 
-class StateCodec(Generic[S]):
+class StateCodec:
     """Encodes and decodes one handler's durable state."""
 
-    def __init__(self, type_: type[S]) -> None:
+    def __init__(self, type_: type[State]) -> None:
         self.type = type_
         self._decode = msgspec.msgpack.Decoder(type_).decode
 
-    def fresh(self) -> S:
+    def fresh(self) -> Any:
         """The state at the first start."""
         return self.type()
 
-    def encode(self, state: S) -> bytes:
+    def encode(self, state: State) -> bytes:
         """The state as it would be written, without a check."""
         try:
             return _encode(state)
@@ -188,7 +198,7 @@ class StateCodec(Generic[S]):
         except Exception as error:
             raise BadState(self.type.__qualname__, _told(error)) from error
 
-    def decode(self, data: bytes) -> S:
+    def decode(self, data: bytes) -> Any:
         """What was written, also by an earlier version of the class; BadRecord if it does not fit it any more."""
         try:
             return self._decode(data)
@@ -237,30 +247,37 @@ def _is_exact(leaf: Any) -> bool:
 
 
 def _plain_check(type_: type[msgspec.Struct]) -> Callable[[Sequence[Any]], bool] | None:
-    """A function that is true if every field of every message is exactly of its declared type; None for other classes.
+    """A function that is true if every field of messages of this class is exactly of its declared type, or None.
 
-    For these types an encoding that succeeds is accepted by the decoder, so nothing has to be decoded to prove it. It is
-    written as source, as dataclasses are, since this loop runs once per message sent.
+    For these types an encoding that succeeds is accepted by the decoder, so nothing has to be decoded to prove it. It
+    is written as source, as dataclasses are, since this loop runs once per message sent.
     """
     if hasattr(type_, "__post_init__"):
         return None
     names: dict[str, Any] = {}
 
     def named(cls: type) -> str:
-        names[f"class{len(names)}"] = cls
-        return f"class{len(names) - 1}"
+        name = f"class{len(names)}"
+        names[name] = cls
+        return name
 
-    tests = [f"type(message) is {named(type_)}"]
+    tests = []
     for field in fields(type_):
         leaves = () if get_origin(field.type) is Annotated else alternatives(field.type)
         if not leaves or not all(_is_exact(leaf) for leaf in leaves):
             return None
-        kind = f"type(message.{field.name})"
-        classes = [named(leaf) for leaf in leaves]
-        tests.append(f"{kind} is {classes[0]}" if len(classes) == 1 else f"{kind} in ({', '.join(classes)})")
+        first, *others = [named(leaf) for leaf in leaves]
+        if others:
+            either = "".join(f" or kind is {other}" for other in others)
+            tests.append(f"((kind := type(message.{field.name})) is {first}{either})")
+        else:
+            tests.append(f"type(message.{field.name}) is {first}")
+    if not tests:
+        return None
+    parameters = ", ".join(f"{name}={name}" for name in names)  # a local name is the quickest to look up
     source = "\n".join(
         [
-            "def plain(messages):",
+            f"def plain(messages, type=type, {parameters}):",
             "    for message in messages:",
             f"        if not ({' and '.join(tests)}):",
             "            return False",

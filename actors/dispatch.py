@@ -149,7 +149,7 @@ class Dispatcher:
             try:
                 for arrival in arrivals:
                     skip = self._endpoint.admit(arrival)
-                    if skip < arrival.count:
+                    if skip < arrival.length:
                         self._handle(arrival, skip)
                 prepared = self._prepare()
             except Exception:  # whatever user code raises; the careful way finds out which message it was
@@ -190,13 +190,13 @@ class Dispatcher:
                 self._drain_local()
                 seq += 1
         self._cells[Field.HANDLED] += len(messages)
-        arrival.link.inbound.stage(arrival.first + arrival.count - 1)
+        arrival.link.inbound.stage(arrival.first + arrival.length - 1)
 
     def _begin(self, arrival: Arrival, seq: int) -> None:
         """The message in progress, for whoever has to find out what a worker died of."""
         context = self._context
         context.peer, context.seq, context.flags, context.replied = arrival.link.name, seq, arrival.flags, False
-        self._began = (arrival.link.index, arrival.first + arrival.count - 1)
+        self._began = (arrival.link.index, arrival.first + arrival.length - 1)
         self._cells[Field.BUSY_SEQ] = seq
         self._cells[Field.BUSY_SINCE_NS] = time.monotonic_ns()
         self._cells[Field.BUSY_PEER] = arrival.link.index + 1
@@ -276,7 +276,7 @@ class Dispatcher:
         try:
             for number, arrival in enumerate(ordered):
                 skip = self._endpoint.admit(arrival)
-                if skip < arrival.count:
+                if skip < arrival.length:
                     raws = msgspec.msgpack.decode(arrival.body, type=list[msgspec.Raw])
                     for seq, raw in enumerate(raws[skip:], arrival.first + skip):
                         self._alone(arrival, seq, bytes(raw))
@@ -328,7 +328,7 @@ class Dispatcher:
         arrival.link.inbound.stage(seq)
         runs = []
         if arrival.flags & FLAG_ASK:
-            runs.append(self._answer(seq, FLAG_ERROR, msgspec.msgpack.encode(reason)))
+            runs.append(self._answer(seq, FLAG_ERROR, msgspec.msgpack.encode((letter.handler, letter.type, reason))))
         self._commit(_Prepared(runs, [], []), [letter])
 
     def _forget_passed(self) -> None:
@@ -392,4 +392,6 @@ class Dispatcher:
 
     def _answer(self, request: int, flags: int, body: bytes) -> EncodedRun:
         """A reply goes back on the edge to the gateway, led by the sequence number of what it answers."""
-        return EncodedRun(self._reply_route, 1, FLAG_REPLY | flags, (self._gateway,), request.to_bytes(8, "little") + body)
+        return EncodedRun(
+            self._reply_route, 1, FLAG_REPLY | flags, (self._gateway,), request.to_bytes(8, "little") + body
+        )

@@ -35,11 +35,11 @@ ENTRY_BYTES = 64  # what a buffered run costs beside its body
 
 
 class Arrival(NamedTuple):
-    """A run as it came from a peer. Messages `first` to `first + count - 1` of the link."""
+    """A run as it came from a peer. Messages `first` to `first + length - 1` of the link."""
 
     link: Link
     first: int
-    count: int
+    length: int
     route: int
     flags: int
     body: memoryview | bytes
@@ -154,22 +154,22 @@ class Endpoint:
             assert link.consuming is not None
             for record in link.consuming.take_many(TAKE_RECORDS, TAKE_BYTES):
                 first, count, route, flags = unpack_header(record)
-                arrivals.append(Arrival(link, first, count, route, flags, memoryview(record)[RUN.size:]))
+                arrivals.append(Arrival(link, first, count, route, flags, memoryview(record)[RUN.size :]))
         return arrivals
 
     def admit(self, arrival: Arrival) -> int:
         """How many messages of the arrival were consumed before; its whole count for a duplicate or a gap."""
         link = arrival.link
-        verdict = link.inbound.admit(arrival.first, arrival.count)
+        verdict = link.inbound.admit(arrival.first, arrival.length)
         if verdict is NEW:
             return 0
         if verdict.kind is Kind.NEW:
             return verdict.skip
         if verdict is DUPLICATE:
-            self.cells[Field.DUPLICATES] += arrival.count
+            self.cells[Field.DUPLICATES] += arrival.length
         else:
             self._ask_resend(link)
-        return arrival.count
+        return arrival.length
 
     def release(self) -> None:
         """All that was taken is committed: its space in the rings is free again."""
@@ -230,9 +230,9 @@ class Endpoint:
         sent = 0
         sends = []
         for run in runs:
-            edges = [(peer, links[peer].outbound.assign(run.count)) for peer in run.peers]
-            sends.append(Send(run.route, run.count, run.flags, edges, run.body))
-            sent += run.count
+            edges = [(peer, links[peer].outbound.assign(run.length)) for peer in run.peers]
+            sends.append(Send(run.route, run.length, run.flags, edges, run.body))
+            sent += run.length
         self.cells[Field.SENT] += sent
         return sends
 

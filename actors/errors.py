@@ -15,8 +15,8 @@ from dataclasses import dataclass
 class Problem:
     """One mistake in a declaration.
 
-    `kind` is for programs (`"unknown-handler"`), `subject` is the name at fault, `text` says what is wrong, `hint` what to
-    do about it, and `where` is the line of the declaration, `file:line`, where it is known.
+    `kind` is for programs (`"unknown-handler"`), `subject` is the name at fault, `text` says what is wrong, `hint` what
+    to do about it, and `where` is the line of the declaration, `file:line`, where it is known.
     """
 
     kind: str
@@ -59,9 +59,9 @@ class NotRunning(RingleaderError, RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"{self.handler}.{self.action}() was called, but no worker hosts this {self.handler}: handlers are made and run "
-            f"by a topology (topology.worker('name', handler={self.handler}), then run() or start()); to call one in a test, "
-            f"set its `{self.action}` attribute to a function of your own first"
+            f"{self.handler}.{self.action}() was called, but no worker hosts this {self.handler}: handlers are made and"
+            f" run by a topology (topology.worker('name', handler={self.handler}), then run() or start()); to call one"
+            f" in a test, first set its `{self.action}` attribute to a function of your own"
         )
 
 
@@ -100,8 +100,8 @@ class UnroutedMessage(SenderError):
         short = self.type.rpartition(".")[2]
         known = ", ".join(self.routed) or "nothing"
         return (
-            f"handler {self.handler!r} sent a {self.type}, which the topology routes nowhere from there (it routes {known}): "
-            f"add topology.route({self.handler!r}, {short}, to=...)"
+            f"handler {self.handler!r} sent a {self.type}, which the topology routes nowhere from there (it routes"
+            f" {known}): add topology.route({self.handler!r}, {short}, to=...)"
         )
 
 
@@ -151,13 +151,13 @@ class MessageTooLarge(SenderError):
 
     def __str__(self) -> str:
         return (
-            f"{self.sender} sent a {self.type} of {self.size} bytes, over the limit of {self.limit}: send smaller pieces, "
-            f"or a path or key under which the receiver finds the data, or raise max_message_bytes"
+            f"{self.sender} sent a {self.type} of {self.size} bytes, over the limit of {self.limit}: send smaller"
+            f" pieces, or a path or key under which the receiver finds the data, or raise max_message_bytes"
         )
 
 
 class BadState(RingleaderError):
-    """A durable state holds a value that cannot be encoded or does not fit its declared type, so it could not be read back.
+    """A durable state holds a value that cannot be encoded, or that does not fit its declared type when read back.
 
     `where` names the state (a class, or a table's key), `reason` is what the codec said.
     """

@@ -32,7 +32,7 @@ _STATUS_MEANINGS = {
     ExitStatus.OK: "clean end: everything was handled and every worker ended by itself",
     ExitStatus.FAILED: "something unexpected failed",
     ExitStatus.USAGE: "the command or the topology is wrong; nothing was started",
-    ExitStatus.GAVE_UP: "a worker died more often than its restart limit allows",
+    ExitStatus.GAVE_UP: "workers died more often than the restart limit allows",
     ExitStatus.NOT_DRAINED: "stopped before everything was handled; the rest waits in the journals",
     ExitStatus.HELD: "the run directory is held by another supervisor",
     ExitStatus.DAMAGED: "a journal is damaged and was refused; it was left as it is",
@@ -51,6 +51,7 @@ class WorkerExit(IntEnum):
     NO_SPACE = 67
     HANDLER_FAILED = 68
     ORPHANED = 69
+    LAUNCH_FAILED = 70  # stands for the exit code where there was no process
     LOST = 255
 
     @property
@@ -67,6 +68,7 @@ _WORKER_MEANINGS = {
     WorkerExit.NO_SPACE: "shared memory or the disk is full",
     WorkerExit.HANDLER_FAILED: "a handler failed outside of any message",
     WorkerExit.ORPHANED: "its supervisor was gone before it was up",
+    WorkerExit.LAUNCH_FAILED: "it could not be launched",
     WorkerExit.LOST: "dead, but its exit code was lost together with the fork server",
 }
 

@@ -27,7 +27,9 @@ def fingerprint(names: object, structs: Iterable[type[msgspec.Struct]]) -> str:
         cls = pending.pop()
         if type_name(cls) not in shapes:
             found: list[type] = []
-            shapes[type_name(cls)] = [[one.encode_name, type_text(one.type, found), one.required] for one in fields(cls)]
+            shapes[type_name(cls)] = [
+                [one.encode_name, type_text(one.type, found), one.required] for one in fields(cls)
+            ]
             pending.extend(found)
     text = json.dumps([names, sorted(shapes.items())], separators=(",", ":"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -45,7 +47,8 @@ def type_text(type_: Any, structs: list[type] | None = None) -> str:
         head = "Literal" if origin is typing.Literal else type_text(args[0], structs)
         return f"{head}[{', '.join(map(repr, rest))}]"
     if origin is not None:
-        return f"{type_text(origin, structs)}[{', '.join('...' if arg is ... else type_text(arg, structs) for arg in args)}]"
+        inner = ["..." if arg is ... else type_text(arg, structs) for arg in args]
+        return f"{type_text(origin, structs)}[{', '.join(inner)}]"
     if not isinstance(type_, type):
         return repr(type_)
     if issubclass(type_, msgspec.Struct):

@@ -107,7 +107,7 @@ class Gateway:
         route = self._plan.entry(handler, type(message))
         if route is None:
             known = tuple(one.name for one in self._plan.handlers)
-            takes = ()
+            takes: tuple[str, ...] = ()
             if handler in known:
                 takes = tuple(one.__name__ for one in self._plan.handler(handler).description.handles)
             raise UnknownHandler(handler, type(message).__name__, takes, known)
@@ -162,9 +162,9 @@ class Gateway:
         return bool(arrivals) or moved
 
     def _admitted_before(self, arrival: Arrival) -> bool:
-        if self._endpoint.admit(arrival) == arrival.count:
+        if self._endpoint.admit(arrival) == arrival.length:
             return True
-        arrival.link.inbound.stage(arrival.first + arrival.count - 1)
+        arrival.link.inbound.stage(arrival.first + arrival.length - 1)
         return False
 
     def _answer(self, arrival: Arrival) -> None:
@@ -174,7 +174,7 @@ class Gateway:
             return  # nobody waits for it any more
         try:
             if arrival.flags & FLAG_ERROR:
-                _settle(future, AskFailed(arrival.link.name, msgspec.msgpack.decode(body[8:], type=str)))
+                _settle(future, AskFailed(*msgspec.msgpack.decode(body[8:], type=tuple[str, str, str])))
                 return
             name, raw = msgspec.msgpack.decode(body[8:], type=tuple[str, msgspec.Raw])
             _settle(future, msgspec.msgpack.decode(raw, type=self._resolve(name)))
@@ -190,4 +190,3 @@ def _settle(future: Future[Message], outcome: Message | BaseException) -> None:
             future.set_result(outcome)
     except InvalidStateError:
         pass  # answered before; a duplicate answer changes nothing
-

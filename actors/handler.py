@@ -10,8 +10,8 @@
         def on_trade(self, trade: Trade):        # the annotation says which messages: Trade, or Trade | Quote
             self.send(Average(trade.symbol, ...))
 
-A handler never names its receivers: the topology routes by (source handler, message type). `describe` is a pure function
-of the class and tells all its mistakes at once.
+A handler never names its receivers: the topology routes by (source handler, message type). `describe` is a pure
+function of the class and tells all its mistakes at once.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 from msgspec.structs import fields
 
-from actors import annotations
-from actors.annotations import Unresolved, alternatives
+from actors.annotations import Unresolved, alternatives, evaluate, local_names, module_names, own, settle
 from actors.errors import NotRunning
 from actors.message import Message, State, check_encodable, check_type, is_immutable
 from actors.sends import constructed
@@ -54,15 +53,22 @@ class Handler:
     name: str = ""
     """The handler's name in the topology."""
 
-    message_id: str = ""
-    """The id of the message being handled, `edge/number`. It stays the same when the message is handled again after a
-    crash, so it can serve as an idempotency key for effects outside the system. Empty in on_start, on_loop, on_stop."""
+    @property
+    def message_id(self) -> str:
+        """The id of the message being handled, `edge/number`; empty when none is.
+
+        It stays the same when the message is handled again after a crash, so it can serve as an idempotency key for
+        effects outside the system, which may happen more than once.
+        """
+        current: Callable[[], str] | None = vars(self).get("_message_id")
+        return current() if current is not None else ""
 
     def send(self, message: Message) -> None:
         """Send a message to whoever the topology routes this type to from here.
 
-        It leaves when the transaction commits, together with what was consumed and the state: all of it takes effect, once,
-        or none of it.
+        It leaves when the transaction commits, together with what was consumed and the state: all of it takes effect,
+        once, or none of it. Raises UnroutedMessage; BadMessage and MessageTooLarge here or, for messages that cannot
+        change any more, just before the commit.
         """
         self._not_running("send")
 
@@ -80,8 +86,8 @@ class Handler:
     def on_loop(self) -> float | None:
         """Called again and again, between batches of messages: the place of a source.
 
-        Returns the seconds to wait before the next call, at most; None means at once if this call sent something, after a
-        short pause otherwise; math.inf means never again. Each call is a transaction.
+        Returns the seconds to wait before the next call; None means at once if this call sent something, after a short
+        pause otherwise; math.inf means never again.
         """
         return math.inf
 
@@ -95,7 +101,7 @@ class Handler:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        annotations.settle(cls, annotations.local_names(1))
+        settle(cls, local_names(1))
 
     def _not_running(self, action: str) -> NoReturn:
         raise NotRunning(type(self).__qualname__, action)
@@ -106,15 +112,14 @@ def handle(method: H) -> H:
     if not isinstance(method, FunctionType):
         raise TypeError(f"@handle stands alone above a method, without arguments; it got {method!r}")
     try:
-        types: tuple[Any, ...] | None = _annotated_types(method, annotations.local_names(1))
+        types: tuple[Any, ...] | None = _annotated_types(method, local_names(1))
     except Unresolved:
         types = None  # a name that is defined further down: describe() looks again
     setattr(method, _MARK, types)
     return method
 
 
-@dataclass(frozen=True, slots=True)
-class TableTypes:
+class TableTypes(NamedTuple):
     """What a handler's `state: Table[K, V]` says."""
 
     key: Any
@@ -142,7 +147,9 @@ def describe(cls: type[Handler]) -> HandlerDescription:
     problems: list[str] = []
     handles = _handles(cls, problems)
     state, table = _state(cls, problems)
-    lifecycle = {name: getattr(cls, name, None) is not getattr(Handler, name) for name in ("on_start", "on_loop", "on_stop")}
+    lifecycle = {
+        name: getattr(cls, name, None) is not getattr(Handler, name) for name in ("on_start", "on_loop", "on_stop")
+    }
     for name in ("send", "reply", "stop_system"):
         if getattr(cls, name, None) is not getattr(Handler, name):
             problems.append(f"it defines {name}, which the runtime provides: give it another name")
@@ -215,7 +222,7 @@ def _annotated_types(method: FunctionType, local: Mapping[str, Any]) -> tuple[An
         return ()
     names = getattr(function, "__globals__", {})
     closed = inspect.getclosurevars(function).nonlocals if isinstance(function, FunctionType) else {}
-    return alternatives(annotations.evaluate(parameters[0].annotation, names, {**closed, **local}))
+    return alternatives(evaluate(parameters[0].annotation, names, {**closed, **local}))
 
 
 def _not_a_message(type_: Any) -> str | None:
@@ -231,8 +238,12 @@ def _callable_problems(name: str, function: Any, arguments: int) -> list[str]:
     """What keeps a method from being called with so many arguments, and from being done when it returns."""
     if not isinstance(function, FunctionType):
         return [f"{name} is not a plain method"]
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        return [f"{name} is a coroutine or a generator: handler methods are plain functions, which are done when they return"]
+    if (
+        inspect.iscoroutinefunction(function)
+        or inspect.isgeneratorfunction(function)
+        or inspect.isasyncgenfunction(function)
+    ):
+        return [f"{name} is a coroutine or a generator: it must be a plain function, done when it returns"]
     signature = inspect.signature(function)
     try:
         signature.bind(*[None] * (arguments + 1))
@@ -246,22 +257,22 @@ def _callable_problems(name: str, function: Any, arguments: int) -> list[str]:
 
 def _state(cls: type, problems: list[str]) -> tuple[type[State] | None, TableTypes | None]:
     """The durable state that a class declares by `state: ...`."""
-    owner = next((base for base in cls.__mro__ if "state" in base.__dict__.get("__annotations__", {})), None)
+    owner = next((base for base in cls.__mro__ if "state" in own(base)), None)
     value = getattr(cls, "state", None)
     if owner is None:
         if isinstance(value, (State, Table)) or (isinstance(value, type) and issubclass(value, State)):
             problems.append("state is given as a value: declare it by its type alone, as in `state: Totals`")
         return None, None
     try:
-        declared = annotations.evaluate(
-            owner.__dict__["__annotations__"]["state"], annotations.module_names(owner.__module__), dict(vars(owner))
-        )
+        declared = evaluate(own(owner)["state"], module_names(owner.__module__), dict(vars(owner)))
     except Unresolved as error:
         problems.append(f"state: the annotation {error.annotation!r} cannot be resolved ({error.reason})")
         return None, None
-    owner.__dict__["__annotations__"]["state"] = declared
+    owner.__annotations__["state"] = declared  # it may be shipped to where the names mean nothing
     if value is not None:
-        problems.append("state has a value in the class: declare it by its type alone, defaults belong to the State's fields")
+        problems.append(
+            "state has a value in the class: declare it by its type alone, defaults belong to the State's fields"
+        )
     if typing.get_origin(declared) is Table:
         key, stored = typing.get_args(declared)
         problems.extend(f"state: keys of type {key}: {reason}" for reason in [check_type(key)] if reason)

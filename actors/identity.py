@@ -89,14 +89,13 @@ def process_start(pid: int) -> int | None:
         except (FileNotFoundError, ProcessLookupError):
             return None
         return None if fields[0] in {b"Z", b"X"} else int(fields[19])
-    else:
-        import psutil
+    import psutil
 
-        try:
-            process = psutil.Process(pid)
-            return None if process.status() == psutil.STATUS_ZOMBIE else int(process.create_time() * 1e6)
-        except psutil.NoSuchProcess:
-            return None
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else int(process.create_time() * 1e6)
+    except psutil.NoSuchProcess:
+        return None
 
 
 def segment_name(run_id: str, number: int) -> str:

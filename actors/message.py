@@ -1,8 +1,8 @@
 """What handlers send, and what they keep: typed values that are encoded as MessagePack.
 
-`Message` is the base of messages: frozen, encoded as an array of its fields in order, so that a field with a default may
-be added at the end later. `State` is the base of durable state: mutable, encoded as a map of its fields by name, so that
-fields may be added, removed and reordered.
+`Message` is the base of messages: frozen, encoded as an array of its fields in order, so that a field with a default
+may be added at the end later. `State` is the base of durable state: mutable, encoded as a map of its fields by name, so
+that fields may be added, removed and reordered.
 
 Field types are those msgspec encodes: None, bool, int, float, str, bytes, datetime and its family, Decimal, UUID, Enum,
 Literal, list, tuple, set, frozenset, dict, dataclasses, typed dicts, named tuples, other structs, unions of these.
@@ -29,8 +29,7 @@ import msgspec
 import msgspec.inspect
 from msgspec.structs import FieldInfo, fields
 
-from actors import annotations
-from actors.annotations import Unresolved, alternatives
+from actors.annotations import Unresolved, alternatives, evaluate, local_names, module_names, own, settle
 
 SCALARS = frozenset(
     {
@@ -74,7 +73,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.__message_name__ = f"{_module_name(cls)}.{cls.__qualname__}"
-        annotations.settle(cls, annotations.local_names(1))
+        settle(cls, local_names(1))
 
 
 class State(msgspec.Struct):
@@ -89,7 +88,7 @@ class State(msgspec.Struct):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        annotations.settle(cls, annotations.local_names(1))
+        settle(cls, local_names(1))
 
 
 def type_name(cls: type) -> str:
@@ -102,23 +101,8 @@ def type_name(cls: type) -> str:
     return name if isinstance(name, str) else f"{_module_name(cls)}.{cls.__qualname__}"
 
 
-def message_types(name: str) -> list[type[Message]]:
-    """The message classes that this process has under this name; more than one if a definition was run again."""
-    found: list[type[Message]] = []
-    pending: list[type[Message]] = Message.__subclasses__()
-    seen: set[type] = set()
-    while pending:
-        cls = pending.pop()
-        if cls not in seen:
-            seen.add(cls)
-            pending.extend(cls.__subclasses__())
-            if type_name(cls) == name:
-                found.append(cls)
-    return found
-
-
 def is_immutable(type_: Any) -> bool:
-    """Whether values of this type can never change, as far as the type tells: what is not known to be immutable is not."""
+    """Whether values of this type can never change, as far as the type tells; what it does not tell is taken as no."""
     return _is_immutable(type_, frozenset())
 
 
@@ -162,9 +146,9 @@ def is_scalar(type_: Any) -> bool:
 def can_encode_late(cls: type) -> bool:
     """Whether a message of this class, encoded at the commit, is surely what it was when it was sent.
 
-    Narrower than `is_immutable`: a declared type does not keep a list out of a tuple's place, or a bytearray out of the
-    place of bytes, and the encoding does not show the difference. Where only scalars encode as declared, nothing mutable
-    can hide.
+    Narrower than `is_immutable`: a declared type does not keep a list out of a tuple's place, or a bytearray out of
+    the place of bytes, and the encoding does not show the difference. Where only scalars encode as declared, nothing
+    mutable can hide.
     """
     if not issubclass(cls, msgspec.Struct) or not cls.__struct_config__.frozen:
         return False
@@ -205,11 +189,11 @@ def _unresolved(cls: type) -> list[str]:
     """Which annotations of a class and its bases do not evaluate."""
     problems: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        names = annotations.module_names(base.__module__)
-        for name, annotation in base.__dict__.get("__annotations__", {}).items():
+        names = module_names(base.__module__)
+        for name, annotation in own(base).items():
             problems.pop(name, None)
             try:
-                annotations.evaluate(annotation, names, dict(vars(base)))
+                evaluate(annotation, names, dict(vars(base)))
             except Unresolved as error:
                 problems[name] = f"{name}: annotation {error.annotation!r} cannot be resolved ({error.reason})"
     return list(problems.values()) or ["annotations cannot be resolved"]

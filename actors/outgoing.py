@@ -18,10 +18,10 @@ from actors.plan import Route
 
 
 class EncodedRun(NamedTuple):
-    """What a commit takes: `count` messages of one route in `body`, for the given peers (indexes)."""
+    """What a commit takes: `length` messages of one route in `body`, for the given peers (indexes)."""
 
     route: int
-    count: int
+    length: int
     flags: int
     peers: tuple[int, ...]
     body: bytes

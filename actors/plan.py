@@ -4,14 +4,14 @@
     route    (source handler, message class) -> handlers       peer    a worker, or the gateway: the world outside
 
 Numbers are dense and begin at 0: a route's id is its place in `routes`, an edge's index its place in `edges`, a peer's
-index its place in `peers`, a handler's its place in `handlers`. Names, not numbers, identify things from one start to the
-next: a peer by its name, state by its handler's name, a route by its `key`.
+index its place in `peers`, a handler's its place in `handlers`. Names, not numbers, identify things from one start to
+the next: a peer by its name, state by its handler's name, a route by its `key`.
 
 The gateway has an edge to and from every worker. Each (handler, message class it handles) has a route from the gateway,
 for `system.send` and `system.ask`; each worker has one reply route to the gateway, with no message class.
 A route between handlers of one worker needs no edge.
 
-Pure and immutable. Pickling a plan, by whatever pickler, ships the classes that the other side could not import by value.
+Pure and immutable. Pickling a plan, by whatever pickler, ships by value the classes that the other side cannot import.
 """
 
 from __future__ import annotations
@@ -181,11 +181,17 @@ class Plan:
 
     @cached_property
     def _route_for(self) -> Mapping[tuple[str, type[Message]], Route]:
-        return {(one.source, one.message): one for one in self.routes if one.message is not None and one.source != GATEWAY}
+        return {
+            (one.source, one.message): one for one in self.routes if one.message is not None and one.source != GATEWAY
+        }
 
     @cached_property
     def _entry(self) -> Mapping[tuple[str, type[Message]], Route]:
-        return {(one.targets[0], one.message): one for one in self.routes if one.message is not None and one.source == GATEWAY}
+        return {
+            (one.targets[0], one.message): one
+            for one in self.routes
+            if one.message is not None and one.source == GATEWAY
+        }
 
     @cached_property
     def _reply_route(self) -> Mapping[str, Route]:
@@ -199,7 +205,9 @@ class Plan:
 
 def number_edges(workers: tuple[str, ...], pairs: set[tuple[str, str]]) -> tuple[Edge, ...]:
     """The gateway's edges, then those between workers, in the order of the workers."""
-    between = [(source, target) for source in workers for target in workers if (source, target) in pairs and source != target]
+    between = [
+        (source, target) for source in workers for target in workers if (source, target) in pairs and source != target
+    ]
     component = {worker: part for part in strongly_connected(workers, between) for worker in part}
     ends = [(GATEWAY, worker) for worker in workers] + [(worker, GATEWAY) for worker in workers] + between
     return tuple(

@@ -168,6 +168,20 @@ def backoff(policy: Policy, nth: int, random: float) -> float:
     return min(delay, policy.backoff_max) * (1 - policy.jitter * random)
 
 
+def blames_message(death: Death) -> bool:
+    """Whether the message in progress is suspected of this death: not if another cause is known."""
+    return not death.requested and death.code not in _OTHER_CAUSES
+
+
+_OTHER_CAUSES = {
+    WorkerExit.JOURNAL_REFUSED,
+    WorkerExit.JOURNAL_POISONED,
+    WorkerExit.NO_SPACE,
+    WorkerExit.ORPHANED,
+    WorkerExit.LOST,
+}
+
+
 def affected(strategy: Strategy, order: Sequence[str], dead: str) -> tuple[str, ...]:
     """Who is started anew together with the dead one, in order of start; those of them who live are stopped first.
 
@@ -180,8 +194,12 @@ def affected(strategy: Strategy, order: Sequence[str], dead: str) -> tuple[str, 
 
 def _hopeless(death: Death) -> GiveUp | None:
     """Ends that another try cannot make good, whatever the child spec says."""
+    reason = f"worker {death.name!r}: {death.reason}"
     if death.code == WorkerExit.JOURNAL_REFUSED:
-        return GiveUp(f"worker {death.name!r}: {death.reason or describe(death.code)}", ExitStatus.DAMAGED)
+        return GiveUp(reason, ExitStatus.DAMAGED)
     if death.code == WorkerExit.NO_SPACE and not death.was_up:
-        return GiveUp(f"worker {death.name!r}: {death.reason or describe(death.code)}", ExitStatus.NO_SPACE)
+        return GiveUp(reason, ExitStatus.NO_SPACE)
+    if death.code == WorkerExit.START_FAILED and not death.was_up:
+        # As in OTP: a child that cannot start when the system starts is an error of that start, not a death.
+        return GiveUp(reason, ExitStatus.GAVE_UP)
     return None

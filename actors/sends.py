@@ -1,7 +1,7 @@
 """Which messages a handler class surely sends, as far as its source tells: `self.send(Trade(...))`.
 
-Best effort, and no more than certain: a class is found only where a method constructs it in the call itself, and under a
-name that means the same class there. Where there is no source, nothing is found. Pure, except that the source is read.
+Best effort, and no more than certain: a class is found only where a method constructs it in the call itself, and under
+a name that means the same class there. Where there is no source, nothing is found. Pure, except that source is read.
 """
 
 from __future__ import annotations

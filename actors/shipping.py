@@ -57,7 +57,7 @@ def unpack_plan(data: bytes) -> Plan:
     return Plan(**pickle.loads(data))
 
 
-class _Pickler(cloudpickle.Pickler):
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         reduced = super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and issubclass(obj, msgspec.Struct):
@@ -75,7 +75,7 @@ def _reduce(cls: type[msgspec.Struct]) -> tuple[Any, ...]:
         declared = {field.name: field for field in fields(cls) if field.name in annotations}
     except NameError:
         raise pickle.PicklingError(f"a field type of {cls.__qualname__} cannot be resolved") from None
-    parameters = cls.__signature__.parameters  # type: ignore[attr-defined]
+    parameters = cls.__signature__.parameters
     for field in declared.values():
         own[field.name] = (field.encode_name, field.default, field.default_factory)
         annotations[field.name] = field.type
@@ -103,7 +103,11 @@ def _make(
     made = _made.get(key)
     if made is not None:
         return made
-    namespace: dict[str, Any] = {"__module__": module, "__qualname__": qualname, "__annotations__": dict.fromkeys(own, Any)}
+    namespace: dict[str, Any] = {
+        "__module__": module,
+        "__qualname__": qualname,
+        "__annotations__": dict.fromkeys(own, Any),
+    }
     for field, (encoded, default, factory) in own.items():
         if default is not msgspec.NODEFAULT:
             namespace[field] = msgspec.field(default=default, name=encoded)

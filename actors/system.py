@@ -26,12 +26,13 @@ from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identit
 from actors.message import Message
 from actors.plan import GATEWAY, Plan
 from actors.process import WorkerProcess
+from actors.resume import Names
 from actors.restart import ChildSpec, Policy
 from actors.rundir import AlreadyRunning, RunDirectory, default_home
 from actors.supervisor import Supervisor
 from actors.system_errors import BadReply, StartFailed
 from actors.wiring import Wires, attach_board, attach_ring, board_name, connect, create_segments, ring_name
-from actors.worker import Boot, main, make_endpoint, open_journal, session_number, snapshot
+from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
 from bus import Cell, Field, Segment, SharedMemoryFull, Text, WorkerState
 from bus.segment import remove_stale
 
@@ -184,10 +185,11 @@ class System:
         block = self._board.block(GATEWAY)
         endpoint = make_endpoint(plan, GATEWAY, block)
         connect(endpoint, plan, GATEWAY, run_id, self._board, self._wires)
-        journal, recovered, names = open_journal(plan, GATEWAY, self._directory.journal(GATEWAY), 0, None)
+        names = Names(plan, GATEWAY)
+        directory = self._directory.path if plan.level == "memory" else self._directory.journal(GATEWAY)
+        journal, recovered = open_journal(plan, names, directory, 0, None, endpoint)
         if journal is not None:
             self._wires.undo.append(journal.close)
-        endpoint.dead = names.letters()
         endpoint.snapshot = lambda: snapshot(names, endpoint, None, self._session)
         endpoint.epoch = 1 if journal is None else journal.epoch
         block.set(Field.EPOCH, endpoint.epoch)

@@ -126,7 +126,3 @@ class TopologyChanged(RingleaderError):
             f"messages from {self.owner!r} are pending that this topology cannot deliver: {waiting}; start the former "
             f"topology until it has drained, or use another directory"
         )
-
-
-class PendingForUnknown(TopologyChanged):
-    """Messages are pending for workers that the topology no longer has."""

@@ -3,8 +3,8 @@
     class Stats(Handler):
         state: Table[str, CarrierStats]
 
-For the handler it is a dict, in insertion order, and the order survives restarts. Keys and values have the declared types
-when they are committed, or the commit fails and says which key is at fault.
+For the handler it is a dict, in insertion order, and the order survives restarts. Keys and values have the declared
+types when they are committed, or the commit fails and says which key is at fault.
 
 Reading a value marks its key, unless the value cannot change, so that a change inside a value is never missed: at the
 commit the marked keys are encoded and compared with what is committed. A value read belongs to the transaction it was
@@ -47,9 +47,13 @@ class Table(MutableMapping[K, V]):
         self._live: dict[K, V] = {}  # every key there is, with its value or _UNREAD
         self._stored: dict[K, tuple[bytes, bytes]] = {}  # what is committed, encoded
         self._touched: dict[K, None] = {}  # keys that were there at the last commit, and may have another value now
-        self._fresh: dict[K, None] = {}  # keys set since the last commit, that were not there then or were removed since
+        self._fresh: dict[
+            K, None
+        ] = {}  # keys set since the last commit, that were not there then or were removed since
         self._dropped: dict[K, None] = {}  # keys removed since the last commit, also if they were set again
-        self._pending: list[tuple[K, bytes, bytes]] = []  # what `changes` returned, without the removals
+        self._pending: list[
+            tuple[K, bytes, bytes, V]
+        ] = []  # what `changes` returned to be set, and the values read back
 
     # The side of the handler
 
@@ -99,20 +103,24 @@ class Table(MutableMapping[K, V]):
         self._pending = []
         for key in self._touched:
             encoded, before = self._stored[key]
-            after = self._checked(key, self._live[key])
+            after = self._encoded_value(key)
             if after != before:
-                self._pending.append((key, encoded, after))
+                self._pending.append((key, encoded, after, self._read_back(key, after)))
         for key in self._fresh:
-            self._pending.append((key, self._checked_key(key), self._checked(key, self._live[key])))
-        return [*removals, *((encoded, after) for _, encoded, after in self._pending)]
+            after = self._encoded_value(key)
+            self._pending.append((key, self._encoded_key(key), after, self._read_back(key, after)))
+        return [*removals, *((encoded, after) for _, encoded, after, _ in self._pending)]
 
     def committed(self) -> None:
         """What the last `changes` returned is durable now."""
         for key in self._dropped:
             del self._stored[key]
-        for key, encoded, after in self._pending:
+        for key, encoded, after, _ in self._pending:
             self._stored[key] = (encoded, after)
+        pending = self._pending
         self._forget()
+        for key, _, _, value in pending:
+            self._live[key] = value
 
     def rollback(self) -> None:
         """Be what was last committed."""
@@ -139,7 +147,7 @@ class Table(MutableMapping[K, V]):
         return dict(self._stored.values())
 
     def _forget(self) -> None:
-        """End the transaction: values that may have been changed, or are not known to be of their type, are read anew."""
+        """End the transaction: what may have been changed, or is not known to be of its type, is read anew."""
         for keys in (self._touched, self._fresh):
             for key in keys:
                 if key in self._stored:
@@ -148,22 +156,27 @@ class Table(MutableMapping[K, V]):
         self._dropped.clear()
         self._pending = []
 
-    def _checked(self, key: K, value: V) -> bytes:
-        if value is _UNREAD:
-            return self._stored[key][1]
+    def _encoded_value(self, key: K) -> bytes:
         try:
-            encoded = _encode(value)
-            self._decode_value(encoded)
+            return _encode(self._live[key])
         except Exception as error:
-            raise BadState(f"value of key {_short(key)}", f"{error}") from error
-        return encoded
+            raise BadState(f"value of key {_short(key)}", str(error)) from error
 
-    def _checked_key(self, key: K) -> bytes:
+    def _read_back(self, key: K, encoded: bytes) -> V:
+        """The value as it will be found by the next transaction, and by the next incarnation."""
+        try:
+            return self._decode_value(encoded)
+        except Exception as error:
+            raise BadState(f"value of key {_short(key)}", str(error)) from error
+
+    def _encoded_key(self, key: K) -> bytes:
         try:
             encoded = _encode(key)
-            self._decode_key(encoded)
+            read = self._decode_key(encoded)
         except Exception as error:
-            raise BadState(f"key {_short(key)}", f"{error}") from error
+            raise BadState(f"key {_short(key)}", str(error)) from error
+        if read != key:
+            raise BadState(f"key {_short(key)}", f"it would be read back as {_short(read)}")
         return encoded
 
 

@@ -7,22 +7,19 @@
     app.route("averager", Average, to="report")
     app.run()
 
-Declaring never fails and the order does not matter; `compile`, which `run` and `start` begin with, tells all mistakes at
-once (TopologyError) or returns the Plan.
+Declaring never fails and the order does not matter; `compile`, which `run` and `start` begin with, tells all mistakes
+at once (TopologyError) or returns the Plan.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import types
-import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from actors.annotations import alternatives
 from actors.errors import Problem, TopologyError
 from actors.fingerprint import fingerprint, type_text
 from actors.handler import Handler, HandlerSpec
@@ -90,13 +87,13 @@ class Topology:
         """A process and the handlers it hosts: by name, the class, or its `.spec(...)` where it takes arguments."""
         self._declaration.workers.append(DeclaredWorker(name, handlers, _caller()))
 
-    def route(self, source: str, types: MessageTypes, /, *, to: str | Iterable[str]) -> None:
-        """Messages of these types, sent by the source handler, go to this handler, or to each of these.
+    def route(self, source: str, message: MessageTypes, /, *, to: str | Iterable[str]) -> None:
+        """Messages of this type (or of these), sent by the source handler, go to this handler, or to each of these.
 
         `to=[]` says that nobody is to get them.
         """
-        targets = (to,) if isinstance(to, (str, type)) else tuple(to)
-        self._declaration.routes.append(DeclaredRoute(source, _types(types), targets, _caller()))
+        targets = tuple(to) if isinstance(to, Iterable) and not isinstance(to, str) else (to,)
+        self._declaration.routes.append(DeclaredRoute(source, _types(message), targets, _caller()))
 
     def external(self, handler: str, /, *types: type[Message]) -> None:
         """These types (or, if none is named, all it handles) reach this handler from outside, by `system.send` or
@@ -128,3 +125,84 @@ class Topology:
 
     def __repr__(self) -> str:
         return f"Topology({self.name!r}, durability={self.durability!r})"
+
+
+def _types(given: Any) -> tuple[Any, ...]:
+    if isinstance(given, (tuple, list, set, frozenset)):
+        return tuple(leaf for one in given for leaf in _types(one))
+    return alternatives(given)
+
+
+def _caller() -> str:
+    """The line of the declaration, for the problems found in it."""
+    frame = sys._getframe(2)
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def _plan(declaration: Declaration) -> Plan:
+    """The plan of a declaration without problems."""
+    workers = tuple(
+        WorkerPlan(worker.name, tuple(_handler(declaration, name, value) for name, value in worker.handlers.items()))
+        for worker in declaration.workers
+    )
+    handlers = [handler for worker in workers for handler in worker.handlers]
+    home = {handler.name: worker.name for worker in workers for handler in worker.handlers}
+    targets: dict[tuple[str, type[Message]], list[str]] = {}
+    for route in declaration.routes:
+        for message in route.types:
+            targets.setdefault((route.source, message), []).extend(route.targets)
+    ends = [(source, message, type_name(message), tuple(to)) for (source, message), to in targets.items()]
+    ends += [
+        (GATEWAY, message, type_name(message), (one.name,)) for one in handlers for message in one.description.handles
+    ]
+    routes = [Route(number, *end) for number, end in enumerate(ends)]
+    routes += [Route(len(ends) + number, worker.name, None, REPLY, (GATEWAY,)) for number, worker in enumerate(workers)]
+    pairs = {(home[source], home[target]) for (source, _), to in targets.items() for target in to}
+    return Plan(
+        declaration.name,
+        declaration.durability,
+        workers,
+        number_edges(tuple(worker.name for worker in workers), pairs),
+        tuple(routes),
+        _fingerprint(declaration.name, workers, routes),
+        Limits(**declaration.numbers),
+    )
+
+
+def _handler(declaration: Declaration, name: str, value: Any) -> HandlerPlan:
+    spec = value if isinstance(value, HandlerSpec) else HandlerSpec(value)
+    return HandlerPlan(name, spec, declaration.describe(spec.cls))
+
+
+def _fingerprint(name: str, workers: tuple[WorkerPlan, ...], routes: list[Route]) -> str:
+    structs: list[type] = [route.message for route in routes if route.message is not None]
+    states: dict[str, str] = {}
+    for handler in (handler for worker in workers for handler in worker.handlers):
+        described = handler.description
+        if described.state is not None:
+            states[handler.name] = type_text(described.state, structs)
+        elif described.table is not None:
+            key, value = described.table.key, described.table.value
+            states[handler.name] = f"Table[{type_text(key, structs)}, {type_text(value, structs)}]"
+    hosted = {worker.name: sorted(handler.name for handler in worker.handlers) for worker in workers}
+    carried = sorted([*route.key, *sorted(route.targets)] for route in routes)
+    return fingerprint([name, hosted, carried, states], structs)
+
+
+def _unshippable(plan: Plan) -> list[Problem]:
+    """Handlers whose class or arguments cannot be sent to a worker."""
+    from actors.shipping import pack
+
+    found = []
+    for handler in plan.handlers:
+        parts = {handler.spec.cls.__qualname__: handler.spec.cls}
+        parts |= {f"argument {number}": value for number, value in enumerate(handler.spec.args, 1)}
+        parts |= {f"argument {name}": value for name, value in handler.spec.kwargs.items()}
+        for name, value in parts.items():
+            try:
+                pack(value)
+            except Exception as error:  # whatever a user's __reduce__ raises
+                text = f"handler {handler.name!r}: {name} cannot be sent to a worker: {error}"
+                hint = "give what it can be made from, and make it in on_start"
+                found.append(Problem("not-shippable", handler.name, text, hint))
+    return found

@@ -25,22 +25,22 @@ NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class DeclaredWorker:
-    name: str
+    name: Any  # as it was given: nothing is checked yet
     handlers: Mapping[str, Any]
     where: str
 
 
 @dataclass(frozen=True, slots=True)
 class DeclaredRoute:
-    source: str
+    source: Any
     types: tuple[Any, ...]
-    targets: tuple[str, ...]
+    targets: tuple[Any, ...]
     where: str
 
 
 @dataclass(frozen=True, slots=True)
 class DeclaredExternal:
-    handler: str
+    handler: Any
     types: tuple[Any, ...]  # none: all it handles
     where: str
 
@@ -49,8 +49,8 @@ class DeclaredExternal:
 class Declaration:
     """What a Topology was told, unchecked, in the order in which it was told."""
 
-    name: str
-    durability: str
+    name: Any
+    durability: Any
     numbers: Mapping[str, Any]
     workers: list[DeclaredWorker] = field(default_factory=list)
     routes: list[DeclaredRoute] = field(default_factory=list)
@@ -104,8 +104,8 @@ def _name(name: Any, what: str, where: str) -> Iterator[Problem]:
         yield Problem("reserved-name", name, f"{what} name {name!r} is reserved", hint, where)
 
 
-# What a number must be: its kind, its least value, and whether it must be more than that.
-_NUMBERS: Mapping[str, tuple[type, float]] = {
+# What a number must be: whole or not, and its least value.
+_NUMBERS: Mapping[str, tuple[type, int]] = {
     "ring_bytes": (int, 4096),
     "max_message_bytes": (int, 1),
     "max_attempts": (int, 1),
@@ -123,12 +123,13 @@ def _topology(declaration: Declaration) -> Iterator[Problem]:
     yield from _name(declaration.name, "topology", "")
     if declaration.durability not in LEVELS:
         hint = closest(declaration.durability, LEVELS, "levels")
-        yield Problem("bad-level", str(declaration.durability), f"durability {declaration.durability!r} is no level", hint)
+        yield Problem(
+            "bad-level", str(declaration.durability), f"durability {declaration.durability!r} is no level", hint
+        )
     wrong = set()
     for name, (kind, least) in _NUMBERS.items():
         value = declaration.numbers[name]
-        fits = isinstance(value, (int, kind)) and not isinstance(value, bool) and least <= value < math.inf
-        if not fits:
+        if not _is_number(value, kind) or not least <= value < math.inf:
             wrong.add(name)
             noun = "a whole number" if kind is int else "a number of seconds"
             yield Problem("bad-number", name, f"{name}={value!r} is out of range", f"it is {noun}, {least} or more")
@@ -144,6 +145,10 @@ def _topology(declaration: Declaration) -> Iterator[Problem]:
         )
 
 
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, (int, kind)) and not isinstance(value, bool)
+
+
 def largest_message(ring_bytes: int) -> int:
     """How large a message may be to fit in a ring: half of it, less the headers of the record and of the run."""
     return ring_bytes // 2 - 32
@@ -153,7 +158,7 @@ def _workers(declaration: Declaration) -> Iterator[Problem]:
     if not declaration.workers:
         yield Problem(
             "empty-topology",
-            declaration.name,
+            str(declaration.name),
             f"topology {declaration.name!r} has no workers",
             "add one: topology.worker('name', handler=Handler)",
         )
@@ -161,6 +166,8 @@ def _workers(declaration: Declaration) -> Iterator[Problem]:
     homes: dict[str, str] = {}
     for worker in declaration.workers:
         yield from _name(worker.name, "worker", worker.where)
+        if not isinstance(worker.name, str):
+            continue
         if worker.name in seen:
             first = f" (first at {seen[worker.name]})" if seen[worker.name] else ""
             hint = "name all its handlers in one call, or give the other worker a name of its own"
@@ -168,7 +175,10 @@ def _workers(declaration: Declaration) -> Iterator[Problem]:
             yield Problem("duplicate-worker", worker.name, text, hint, worker.where)
         seen.setdefault(worker.name, worker.where)
         if not worker.handlers:
-            text, hint = f"worker {worker.name!r} hosts no handlers", "name them: topology.worker('name', handler=Handler)"
+            text, hint = (
+                f"worker {worker.name!r} hosts no handlers",
+                "name them: topology.worker('name', handler=Handler)",
+            )
             yield Problem("empty-worker", str(worker.name), text, hint, worker.where)
         for name in worker.handlers:
             yield from _name(name, "handler", worker.where)
@@ -190,7 +200,9 @@ def _handlers(declaration: Declaration, known: Mapping[str, HandlerDescription])
             if cls not in told:
                 told.add(cls)
                 for text in declaration.describe(cls).problems:
-                    yield Problem("bad-handler", name, f"handler {name!r}: {cls.__qualname__}: {text}", "", worker.where)
+                    yield Problem(
+                        "bad-handler", name, f"handler {name!r}: {cls.__qualname__}: {text}", "", worker.where
+                    )
             args, kwargs = (value.args, value.kwargs) if isinstance(value, HandlerSpec) else ((), {})
             try:
                 inspect.signature(cls).bind(*args, **kwargs)
@@ -207,25 +219,34 @@ def _not_a_handler(name: str, value: Any, where: str) -> Problem:
     hint = "give a subclass of Handler, or its .spec(...)"
     if isinstance(value, Handler):
         kind = type(value).__qualname__
-        text, hint = f"handler {name!r} is an instance of {kind}", f"give the class, {kind} or {kind}.spec(...): workers make it"
+        text, hint = (
+            f"handler {name!r} is an instance of {kind}",
+            f"give the class, {kind} or {kind}.spec(...): workers make it",
+        )
     elif value is Handler or (isinstance(value, HandlerSpec) and value.cls is Handler):
         text, hint = f"handler {name!r} is Handler itself", "give a subclass of it"
     return Problem("not-a-handler", name, text, hint, where)
 
 
 def _unknown(declaration: Declaration, name: Any, hosted: Mapping[str, Any], role: str, where: str) -> Problem:
-    workers = {worker.name: worker for worker in declaration.workers}
+    workers = {worker.name: worker for worker in declaration.workers if isinstance(worker.name, str)}
     if isinstance(name, type):
         text = f"{role} {name.__qualname__}: a route names handlers by their names in the topology, not by class"
         same = [repr(one) for one, value in hosted.items() if _class_of(value) is name]
         hint = f"did you mean {' or '.join(same)}?" if same else "no worker hosts this class"
         return Problem("unknown-handler", name.__qualname__, text, hint, where)
     hint = closest(name, hosted, "handlers")
-    if name in RESERVED:
-        hint = "for the outside, use topology.external(handler, Type), and self.reply() or system.status() the other way"
-    elif name in workers:
-        hint = f"{name!r} is a worker: name one of its handlers, {', '.join(workers[name].handlers) or 'of which it has none'}"
-    return Problem("unknown-handler", str(name), f"{role} {name!r}: no worker hosts a handler of that name", hint, where)
+    if not isinstance(name, str):
+        hint = "handlers are named by strings"
+    elif name in RESERVED:
+        hint = (
+            "for the outside, use topology.external(handler, Type), and self.reply() or system.status() the other way"
+        )
+    elif name in workers and workers[name].handlers:
+        hint = f"{name!r} is a worker: name one of its handlers, {', '.join(workers[name].handlers)}"
+    return Problem(
+        "unknown-handler", str(name), f"{role} {name!r}: no worker hosts a handler of that name", hint, where
+    )
 
 
 def _routes(
@@ -246,11 +267,13 @@ def _routes(
                 yield _not_a_message(f"route from {route.source!r}", type_, route.where)
                 continue
             for target in route.targets:
+                if not isinstance(route.source, str) or not isinstance(target, str):
+                    continue
                 if (route.source, type_, target) in seen:
                     text = f"{type_.__name__} is routed from {route.source!r} to {target!r} twice"
                     yield Problem("duplicate-route", route.source, text, "one of the two can go", route.where)
                 seen.add((route.source, type_, target))
-                if isinstance(target, str) and target in known:
+                if target in known:
                     role = f"{type_.__name__} is routed from {route.source!r} to {target!r}"
                     yield from _unhandled(role, known[target], target, type_, route.where)
 
@@ -264,7 +287,7 @@ def _externals(
         for type_ in external.types:
             if not _is_message(type_):
                 yield _not_a_message(f"external({external.handler!r})", type_, external.where)
-            elif external.handler in known:
+            elif isinstance(external.handler, str) and external.handler in known:
                 role = f"{type_.__name__} is declared to reach {external.handler!r} from outside"
                 yield from _unhandled(role, known[external.handler], external.handler, type_, external.where)
 
@@ -287,17 +310,22 @@ def _unhandled(role: str, target: HandlerDescription, name: str, type_: type, wh
         return
     names = ", ".join(one.__name__ for one in handled) or "nothing"
     match = difflib.get_close_matches(type_.__name__, [one.__name__ for one in handled], 1)
-    hint = f"did you mean {match[0]}?" if match else f"it handles {names}: add a method marked @handle, or change the route"
+    hint = (
+        f"did you mean {match[0]}?"
+        if match
+        else f"it handles {names}: add a method marked @handle, or change the route"
+    )
     text = f"{role}, but {target.cls.__qualname__} does not handle it"
     yield Problem("unhandled-type", name, text, hint, where)
 
 
 def _uncarried(declaration: Declaration, known: Mapping[str, HandlerDescription]) -> Iterator[Problem]:
     """What is sent or handled, while no route carries it."""
-    routed = {(route.source, type_) for route in declaration.routes for type_ in route.types}
-    reached = {(target, type_) for route in declaration.routes for type_ in route.types for target in route.targets}
-    outside = {(one.handler, type_) for one in declaration.externals for type_ in one.types}
-    open_ = {one.handler for one in declaration.externals if not one.types}
+    carried = [(route, type_) for route in declaration.routes for type_ in route.types if _is_message(type_)]
+    routed = {(str(route.source), type_) for route, type_ in carried}
+    reached = {(str(target), type_) for route, type_ in carried for target in route.targets}
+    reached |= {(str(one.handler), type_) for one in declaration.externals for type_ in one.types if _is_message(type_)}
+    open_ = {str(one.handler) for one in declaration.externals if not one.types}
     where = {name: worker.where for worker in declaration.workers for name in worker.handlers}
     for name, handler in known.items():
         for type_ in handler.sends:
@@ -308,7 +336,7 @@ def _uncarried(declaration: Declaration, known: Mapping[str, HandlerDescription]
                 hint = f"add topology.route({name!r}, {type_.__name__}, to={to}), or to=[] if nobody is to get it"
                 yield Problem("unrouted-send", name, text, hint, where[name])
         for type_ in handler.handles:
-            if (name, type_) not in reached | outside and name not in open_:
+            if (name, type_) not in reached and name not in open_:
                 text = f"handler {name!r} handles {type_.__name__}, but no route brings it there"
                 senders = [other for other, one in known.items() if type_ in one.sends] or ["..."]
                 hint = (

@@ -10,6 +10,7 @@ from actors.identity import segment_name
 from actors.plan import GATEWAY, Edge, Plan
 from bus import Board, Ring, Segment, board_size, format_ring, ring_size
 
+
 def board_name(run_id: str) -> str:
     return segment_name(run_id, 0)
 

@@ -24,9 +24,9 @@ from actors.outgoing import Lane, Outgoing
 from actors.plan import Plan, WorkerPlan
 from actors.process import arm_parent_death
 from actors.resume import RUNTIME, SESSION, Names
-from actors.system_errors import HandlerFailed, PendingForUnknown
+from actors.system_errors import HandlerFailed, TopologyChanged
 from actors.wiring import Wires, attach_board, connect
-from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Text, WorkerState
+from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Text, WorkerState, max_record
 from persist import (
     DamagedJournal,
     Journal,
@@ -71,7 +71,7 @@ def main(boot_bytes: bytes) -> None:
     try:
         Worker(boot, board, block, wires).run()
         code = WorkerExit.STOPPED
-    except (DamagedJournal, NewerFormat, NotAJournal, PendingForUnknown, UnknownName) as error:
+    except (DamagedJournal, NewerFormat, NotAJournal, TopologyChanged, UnknownName) as error:
         code = WorkerExit.JOURNAL_REFUSED
         block.set_text(Text.LAST_WORDS, f"{type(error).__name__}: {error}")
     except (JournalPoisoned, JournalLocked, OSError) as error:
@@ -110,7 +110,8 @@ class Worker:
         """Journal first, then links, then handlers. Nothing is published before the journal's tail is sound."""
         boot, plan, endpoint = self._boot, self._plan, self._endpoint
         suspect = None if boot.suspect is None else (plan.peers[boot.suspect[0]], boot.suspect[1])
-        journal, recovered, names = open_journal(plan, boot.worker, Path(boot.journal), boot.epoch, suspect)
+        names = Names(plan, boot.worker)
+        journal, recovered = open_journal(plan, names, Path(boot.journal), boot.epoch, suspect, endpoint)
         context = Context()
         mine = plan.worker(boot.worker)
         outgoing, inlets, hosted = assemble(plan, mine, endpoint, context)
@@ -119,15 +120,12 @@ class Worker:
         for one in hosted:
             one.restore(*boot.inherited.get(one.name, (None, None)))
         if recovered is not None and journal is not None:
-            peers = {name: index for index, name in enumerate(names.peers)}
+            peers = {name: index for index, name in enumerate(plan.peers)}
             attempts = {(peers[peer], seq): n for (peer, seq), n in recovered.attempts.items() if peer in peers}
-            if suspect is not None and suspect[1] > recovered.watermarks.get(suspect[0], 0):
-                attempts[peers[suspect[0]], suspect[1]] = recovered.attempts.get(suspect, 0) + 1
             again = recovered.tables.get(RUNTIME, {}).get(SESSION) == boot.session.encode()
             for one in hosted:
                 if one.name in recovered.states or one.name in recovered.tables:
                     one.restore(recovered.states.get(one.name), recovered.tables.get(one.name))
-            endpoint.dead = names.letters()
         dispatcher = Dispatcher(plan, endpoint, hosted, outgoing, inlets, context, attempts, boot.session)
         endpoint.snapshot = lambda: snapshot(names, endpoint, dispatcher, boot.session)
         endpoint.epoch = boot.epoch if journal is None else journal.epoch
@@ -189,20 +187,18 @@ def make_endpoint(plan: Plan, me: str, block: Block) -> Endpoint:
 
 
 def open_journal(
-    plan: Plan, me: str, directory: Path, epoch: int, suspect: tuple[str, int] | None
-) -> tuple[Journal | None, Recovered | None, Names]:
+    plan: Plan, names: Names, directory: Path, epoch: int, suspect: tuple[str, int] | None, endpoint: Endpoint
+) -> tuple[Journal | None, Recovered | None]:
     """The journal of one peer, recovered and with the first snapshot of this incarnation in it."""
-    names = Names(plan, me)
     if plan.level == "memory":
-        return None, None, names
+        return None, None
 
     def first(recovered: Recovered | None, epoch: int) -> Snapshot:
-        nonlocal names
-        names = Names(plan, me, recovered)
-        return names.first(suspect)
+        snapshot = names.first(recovered, suspect)
+        endpoint.dead = list(snapshot.dead)
+        return snapshot
 
-    journal, recovered = Journal.open(directory, epoch=epoch, level=plan.level, make_snapshot=first)
-    return journal, recovered, names
+    return Journal.open(directory, epoch=epoch, level=plan.level, make_snapshot=first)
 
 
 def assemble(
@@ -210,7 +206,8 @@ def assemble(
 ) -> tuple[Outgoing, dict[int, Inlet], list[Hosted]]:
     """The handlers of a worker and their routing tables: lanes out, inlets in."""
     limits = plan.limits
-    outgoing = Outgoing(limits.max_message_bytes, min(RUN_BYTES, limits.ring_bytes // 2 - 8 - RUN.size))
+    run_bytes = min(RUN_BYTES, limits.max_message_bytes, max_record(limits.ring_bytes) - RUN.size)
+    outgoing = Outgoing(limits.max_message_bytes, run_bytes)
     peers = {link.name: link.index for link in endpoint.links}
     codecs: dict[type, RunCodec] = {}
 
@@ -238,15 +235,16 @@ def assemble(
 def snapshot(names: Names, endpoint: Endpoint, dispatcher: Dispatcher | None, session: str) -> Snapshot:
     """Everything the journal holds now, in one record."""
     links = endpoint.links
-    whole = {one.name: one.whole() for one in dispatcher.hosted} if dispatcher is not None else {}
-    tables = {name: items for name, (_, items) in whole.items()} | {RUNTIME: {SESSION: session.encode()}}
-    return names.snapshot(
-        watermarks={link.name: link.inbound.watermark for link in links},
-        assigned={link.name: link.outbound.assigned for link in links},
-        acked={link.name: link.outbound.acked for link in links},
-        states={name: state for name, (state, _) in whole.items() if state is not None},
+    whole = {one.index: one.whole() for one in dispatcher.hosted} if dispatcher is not None else {}
+    tables = {index: items for index, (_, items) in whole.items()}
+    tables[names.handlers.index(RUNTIME)] = {SESSION: session.encode()}
+    return names.later(
+        watermarks=[link.inbound.watermark for link in links],
+        assigned=[link.outbound.assigned for link in links],
+        acked=[link.outbound.acked for link in links],
+        states={index: state for index, (state, _) in whole.items() if state is not None},
         tables=tables,
-        attempts={(links[peer].name, seq): n for (peer, seq), n in dispatcher.attempts.items()} if dispatcher else {},
+        attempts=dispatcher.attempts if dispatcher is not None else {},
         dead=endpoint.dead,
     )
 

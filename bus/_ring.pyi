@@ -2,6 +2,17 @@ from collections.abc import Iterable
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
+FUTEX: int
+HEADER_SIZE: int
+HEAD: int
+MIN_CAPACITY: int
+PADDING: int
+RECORD: int
+RECORD_HEADER: int
+RING_VERSION: int
+TAIL: int
+WORD: int
+
 class Ring:
     capacity: int
     epoch: int

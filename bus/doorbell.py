@@ -39,6 +39,7 @@ _SHORT_SLEEP: Final = 0.0002
 _LONGEST_SLEEP: Final = 0.002
 _FUTEX_WAIT: Final = 0  # not FUTEX_PRIVATE_FLAG: the other side is another process
 _FUTEX_WAKE: Final = 1
+_ALL: Final = 2**31 - 1
 _SYS_FUTEX: Final = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "loongarch64": 98, "ppc64le": 221, "s390x": 238}
 _NUMBER: Final = _SYS_FUTEX.get(platform.machine()) if sys.platform == "linux" and sys.maxsize > 2**32 else None
 _libc: Final = ctypes.CDLL(None, use_errno=True) if _NUMBER is not None else None
@@ -125,7 +126,7 @@ def _futex_wait(word: memoryview, address: int, timeout: float) -> None:
 
 def _futex_wake(address: int) -> None:
     assert _libc is not None
-    _libc.syscall(ctypes.c_long(_NUMBER or 0), ctypes.c_void_p(address), ctypes.c_int(_FUTEX_WAKE), 1, None, None, 0)
+    _libc.syscall(ctypes.c_long(_NUMBER or 0), ctypes.c_void_p(address), ctypes.c_int(_FUTEX_WAKE), _ALL, None, None, 0)
 
 
 def _sleep_briefly(word: memoryview, address: int, timeout: float) -> None:

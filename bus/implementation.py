@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from bus.doorbell import Doorbell as PyDoorbell
 from bus.errors import ImplementationNotBuilt, UnknownImplementation
+from bus.layout import RING_VERSION
 from bus.ring import Ring as PyRing
 
 VARIABLE: Final = "RINGLEADER_RING"
@@ -25,12 +26,14 @@ def _choose() -> Literal["c", "python"]:
     if wanted == "python":
         return "python"
     try:
-        import bus._ring  # noqa: F401
+        from bus import _ring
+
+        problem = "" if _ring.RING_VERSION == RING_VERSION else f"it was built for layout {_ring.RING_VERSION}"
     except ImportError as error:
-        if wanted == "c":
-            raise ImplementationNotBuilt(VARIABLE, str(error)) from error
-        return "python"
-    return "c"
+        problem = str(error)
+    if problem and wanted == "c":
+        raise ImplementationNotBuilt(VARIABLE, problem)
+    return "python" if problem else "c"
 
 
 RING_IMPLEMENTATION: Final = _choose()

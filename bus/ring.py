@@ -82,8 +82,9 @@ class Ring:
         except RingCorrupt:
             self.close()
             raise
-        self._head = self._head_seen = self._cursor = head
+        self._head = self._cursor = head
         self._tail = tail
+        self._head_seen = tail - self.capacity  # as if full: the first push looks at the head
 
     # -- the producer's end --------------------------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class Ring:
                     break
                 taken.append(bytes(data[start : start + length]))
                 room -= length
-            elif word >> 32 != PADDING or after != capacity or after - index > tail - cursor:
+            elif word >> 32 != PADDING or start + length != capacity or after - index > tail - cursor:
                 if taken:
                     break
                 raise RingCorrupt(cursor, *self._problem(word, index))

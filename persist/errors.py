@@ -47,14 +47,15 @@ class JournalPoisoned(PersistError):
 
 
 class JournalClosed(PersistError):
-    """The caller closed this journal."""
+    """The caller closed this journal, or it belongs to the process that this one was forked from."""
 
-    def __init__(self, directory: str) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: str, reason: str) -> None:
+        super().__init__(directory, reason)
         self.directory = directory
+        self.reason = reason
 
     def __str__(self) -> str:
-        return f"the journal in {self.directory} is closed"
+        return f"the journal in {self.directory} cannot be used: {self.reason}"
 
 
 class NewerFormat(PersistError):

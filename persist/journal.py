@@ -2,11 +2,12 @@
 
 Contract
 - What `append` returned from survives the death of every process; what `sync` returned from survives power loss.
-- `open` yields the state as of the last whole transaction. Before anything new is written, the torn tail is cut off and,
-  at level "power", everything that was recovered is synced. Refused journals (damaged, newer, foreign, locked, with
-  messages pending for names that are gone) are left exactly as they were.
+- `open` yields the state as of the last whole transaction. Before anything new is written, the torn tail is cut off
+  and, at level "power", everything that was recovered is synced. A journal that is refused (locked, damaged, newer,
+  foreign, or with messages pending for names that are gone) is left as it was.
 - Every incarnation has an epoch above all earlier ones and begins a segment of its own.
 - A segment is deleted only when every send in it is acknowledged, and only from the front.
+- Once an I/O call has failed, the journal is poisoned: every later call raises JournalPoisoned.
 - One thread uses it. In a forked child it refuses to work.
 """
 
@@ -15,94 +16,287 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Self
 
-import msgspec
-
-from persist.errors import DamagedJournal, JournalClosed, JournalPoisoned, SequenceBroken, UnknownName
+from persist.errors import JournalClosed, JournalPoisoned, SequenceBroken
 from persist.files import Directory
-from persist.format import (
-    SEGMENT_HEADER,
-    TRANSACTION,
-    BadFrame,
-    Send,
-    Snapshot,
-    Transaction,
-    decode_sends,
-    decode_transaction,
-    segment_name,
-)
+from persist.format import SEGMENT_HEADER, TRANSACTION, Send, Snapshot, Transaction, segment_name
+from persist.load import recover, refuse_unknown, sends_in
 from persist.lock import DirectoryLock
-from persist.names import with_retired
-from persist.reader import Segment, SegmentReader, Survey, TornTail, survey
-from persist.recovery import Fold, Outbox, Recovered, Route, by_name
+from persist.names import bare, retired_part, verified, with_retired
+from persist.reader import Segment, Survey, TornTail, survey
+from persist.recovery import Recovered, by_name
 from persist.writer import Writer
 
 SEGMENT_BYTES = 16 << 20
 LEVELS = ("process", "power")
-READ_ATTEMPTS = 20  # a live writer may delete a segment between the listing and the reading, but not for ever
 
 MakeSnapshot = Callable[[Recovered | None, int], Snapshot]
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
-    """A segment that is no longer written to. `highest`: last sequence number assigned by its end, per current peer,
-    as far as it was not acknowledged when the journal was opened."""
+class _Closed:
+    """A segment that is no longer written to. `highest`: current peer -> last sequence number assigned by its end, of
+    the peers that had not acknowledged it when the segment was closed."""
 
     segment: Segment
     highest: dict[int, int]
 
 
-def recover(directory: Directory, found: Survey) -> Recovered:
-    """Read all there is. Everything is verified; only what recovery needs is decoded."""
-    if not found.segments:
-        return Recovered(torn=found.torn)
-    base = found.segments[-1]
-    outbox = Outbox(by_name(base.snapshot.peers, base.snapshot.acked))
-    before: dict[str, int] = {}
-    recovered = Recovered()
-    for segment, after in zip(found.segments, (*found.segments[1:], None), strict=True):
-        peers = segment.snapshot.peers
-        before = by_name(peers, segment.snapshot.assigned)
-        last = after is None and found.torn is None
-        fold = Fold(segment.epoch, segment.snapshot) if after is None else None
-        wanted = after and outbox.wants(before, by_name(after.snapshot.peers, after.snapshot.assigned))
-        reader = SegmentReader(directory, segment, last=last)
-        for frame in reader:
+class Journal:
+    """Made by `open`."""
+
+    def __init__(self, directory: Directory, lock: DirectoryLock, level: str, segment_bytes: int) -> None:
+        """Not for callers: `open` sets what is only declared here."""
+        self._directory = directory
+        self._lock = lock
+        self._durable = level == "power"
+        self._segment_bytes = segment_bytes
+        self._closed: deque[_Closed] = deque()
+        self._current: Segment
+        self._writer: Writer
+        self._names: Snapshot  # the name tables, and what retired names carry
+        self._assigned: dict[int, int]
+        self._due_at = 0
+        self._unusable = ""
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        epoch: int,
+        level: str,
+        segment_bytes: int = SEGMENT_BYTES,
+        make_snapshot: MakeSnapshot,
+        files: Callable[[str], Directory] = Directory,
+    ) -> tuple[Self, Recovered]:
+        """Take the lock, recover, and begin a segment with `make_snapshot(recovered, new epoch)`, where `recovered` is
+        None for a journal that was never written.
+
+        The new epoch is one above the larger of `epoch` and the journal's. The snapshot must repeat the recovered
+        sequence numbers (else SequenceBroken) and name every peer and route for which a message is pending above its
+        `acked` (else UnknownName).
+        """
+        if level not in LEVELS:
+            raise ValueError(f"level {level!r} has no journal; those that have are {', '.join(LEVELS)}")
+        opened = files(os.fspath(directory))
+        lock = None
+        try:
+            lock = DirectoryLock(opened.path, opened.descriptor)
+            found = survey(opened)
+            recovered = recover(opened, found)
+            assigned, watermarks = dict(recovered.assigned), dict(recovered.watermarks)
+            epoch = max(epoch, recovered.epoch) + 1
+            snapshot = verified(make_snapshot(recovered if found.segments else None, epoch))
+            _check_continues(assigned, watermarks, snapshot)
+            refuse_unknown(opened, found, snapshot)
+            journal = cls(opened, lock, level, segment_bytes)
+            journal._cut(found, recovered.torn)
+            journal._adopt(found, assigned, recovered.position, snapshot)
+            number = found.segments[-1].number + 1 if found.segments else 1
+            journal._begin(number, recovered.position, epoch, snapshot)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            opened.close()
+            raise
+        _journals.add(journal)
+        return journal, recovered
+
+    def _cut(self, found: Survey, torn: TornTail | None) -> None:
+        """The torn tail goes before anything is appended, and at "power" what was recovered is on disk before that."""
+        if found.torn is not None:
+            self._directory.unlink(os.path.basename(found.torn.file))
+        for segment in found.segments:
+            cut = torn is not None and torn.file == segment.path
+            if not cut and not self._durable:
+                continue
+            file = self._directory.open(segment.name, writable=True)
             try:
-                if fold is not None:
-                    transaction = decode_transaction(frame.body)
-                    fold.apply(transaction)
-                    outbox.see(frame.position, peers, transaction.sends)
-                elif wanted:
-                    outbox.see(frame.position, peers, decode_sends(frame.body))
-            except (msgspec.DecodeError, BadFrame) as error:
-                offset = segment.offset(frame.position)
-                raise DamagedJournal(segment.path, offset, segment.size - offset, str(error)) from None
-        if fold is not None:
+                if torn is not None and cut:
+                    file.truncate(torn.offset)
+                if self._durable:
+                    file.fdatasync()
+            finally:
+                file.close()
+        if self._durable:
+            self._directory.sync()
+
+    def _adopt(self, found: Survey, assigned: Mapping[str, int], position: int, snapshot: Snapshot) -> None:
+        """Keep what is needed of the segments that were there, in terms of the new names."""
+        self._names = retired_part(snapshot)
+        self._assigned = dict.fromkeys(range(len(snapshot.peers)), 0) | dict(snapshot.assigned)
+        index = {name: peer for peer, name in enumerate(snapshot.peers)}
+        for segment, after in found.pairs():
+            ends = assigned if after is None else by_name(after.snapshot.peers, after.snapshot.assigned)
+            size = segment.offset(position) if after is None else segment.size
+            closed = replace(segment, size=size, snapshot=bare(segment.snapshot))
+            self._close_segment(closed, {index[name]: last for name, last in ends.items() if name in index}, snapshot)
+
+    def _close_segment(self, segment: Segment, assigned: Mapping[int, int], snapshot: Snapshot) -> None:
+        acked = dict(snapshot.acked)
+        highest = {peer: last for peer, last in assigned.items() if last > acked.get(peer, 0)}
+        self._closed.append(_Closed(segment, highest))
+
+    def _begin(self, number: int, position: int, epoch: int, snapshot: Snapshot) -> None:
+        """Write to segment `number` from now on; at "power" it and its name are on disk before anything follows."""
+        writer = Writer.create(self._directory, number, position, epoch, snapshot)
+        try:
+            if self._durable:
+                writer.sync()
+                self._directory.sync()
+        except BaseException:
+            writer.close()
+            raise
+        name, size, body = segment_name(number), writer.offset, writer.position
+        self._writer = writer
+        self._current = Segment(name, writer.path, number, position, size, epoch, bare(snapshot), body)
+        self._due_at = body + max(self._segment_bytes, 2 * (body - position))
+
+    @property
+    def epoch(self) -> int:
+        """Of this incarnation."""
+        return self._writer.epoch
+
+    @property
+    def position(self) -> int:
+        """Where the next frame will stand."""
+        return self._writer.position
+
+    @property
+    def bytes(self) -> int:
+        """On disk, in all segments."""
+        first = self._closed[0].segment if self._closed else self._current
+        return self._writer.position - first.first_position + SEGMENT_HEADER * self.segments
+
+    @property
+    def segments(self) -> int:
+        """How many files."""
+        return len(self._closed) + 1
+
+    def append(self, transaction: Transaction) -> int:
+        """Commit: one write(). Returns the position. Sequence numbers that do not continue, and what cannot be encoded,
+        are the caller's fault: they raise and nothing is written."""
+        if self._unusable:
+            raise JournalClosed(self._directory.path, self._unusable)
+        assigned = self._assigned.copy()
+        for send in transaction.sends:
+            for peer, first in send.edges:
+                if assigned.get(peer) != first - 1 or send.count < 1:
+                    raise self._broken(peer, first)
+                assigned[peer] = first + send.count - 1
+        position = self._writer.append(TRANSACTION, transaction)
+        self._assigned = assigned
+        return position
+
+    def _broken(self, peer: int, got: int) -> SequenceBroken:
+        peers = self._names.peers
+        name = peers[peer] if 0 <= peer < len(peers) else f"peer {peer} of {len(peers)}"
+        return SequenceBroken(name, self._assigned.get(peer, 0) + 1, got)
+
+    def sync(self) -> None:
+        """Make everything appended so far survive power loss."""
+        self._check()
+        self._writer.sync()
+
+    @property
+    def due(self) -> bool:
+        """Time to `rotate`: more was appended since the last snapshot than a segment, or than twice that snapshot."""
+        return self._writer.position > self._due_at
+
+    def rotate(self, snapshot: Snapshot) -> None:
+        """Go on in a new segment that begins with `snapshot`: what the worker is after the last transaction. Its names
+        are those of the opening, with or without the retired ones."""
+        self._check()
+        snapshot = verified(with_retired(snapshot, self._names))
+        for peer, last in (dict.fromkeys(self._assigned, 0) | dict(snapshot.assigned)).items():
+            if self._assigned.get(peer) != last:
+                raise self._broken(peer, last + 1)
+        old = self._writer
+        closed = replace(self._current, size=old.offset)
+        if self._durable:
+            old.sync()
+        try:
+            self._begin(closed.number + 1, old.position, old.epoch, snapshot)
+        except (OSError, JournalPoisoned) as error:
+            raise old.poison(f"the next segment could not be begun: {error}") from error
+        self._close_segment(closed, self._assigned, snapshot)
+        old.close()
+
+    def trim(self, acked: Mapping[int, int]) -> int:
+        """Delete the leading segments in which every send is acknowledged, never the current one; returns how many.
+        `acked`: peer -> durable watermark; who is not in it has acknowledged nothing new."""
+        self._check()
+        count = 0
+        while self._closed and all(acked.get(peer, 0) >= last for peer, last in self._closed[0].highest.items()):
             try:
-                recovered = fold.result(outbox)
-            except BadFrame as bad:
-                raise DamagedJournal(segment.path, SEGMENT_HEADER, segment.size, bad.reason) from None
-            recovered.position = reader.end
-            recovered.torn = found.torn or reader.torn
-    recovered.routes = {segment.number: tuple(segment.snapshot.routes) for segment in found.segments}
-    return recovered
+                self._directory.unlink(self._closed[0].segment.name)
+                if self._durable:
+                    self._directory.sync()  # one by one: power loss must not leave a hole in the numbers
+            except OSError as error:
+                raise self._writer.poison(f"a trimmed segment could not be deleted: {error}") from error
+            self._closed.popleft()
+            count += 1
+        return count
+
+    def sends(self, peer: int, after_seq: int, from_position: int) -> Iterator[tuple[int, Send]]:
+        """(position, send) of every committed send to `peer` that ends above `after_seq`, oldest first, read from disk.
+
+        `from_position` is the position of a frame or lies before all of them. Each send has the route and, as its only
+        edge, the peer of the current names; one whose route is gone raises UnknownName. The iterator may be used while
+        this journal is appended to, rotated and trimmed, and ends where the journal ends at that moment.
+        """
+        self._check()
+        position = from_position
+        while (segment := self._segment_behind(position)) is not None:
+            position = max(position, segment.body)
+            yield from sends_in(self._directory, segment, position, self._names, peer, after_seq)
+            position = segment.end
+            self._check()
+
+    def _segment_behind(self, position: int) -> Segment | None:
+        """The first segment that goes on behind `position`, as far as it is written now."""
+        for closed in self._closed:
+            if closed.segment.end > position:
+                return closed.segment
+        return replace(self._current, size=self._writer.offset) if self._writer.position > position else None
+
+    def _check(self) -> None:
+        if self._unusable:
+            raise JournalClosed(self._directory.path, self._unusable)
+        self._writer.check()
+
+    def close(self) -> None:
+        """Idempotent. Syncs nothing."""
+        self._unusable = self._unusable or "it was closed"
+        _journals.discard(self)
+        self._writer.close()
+        self._lock.release()
+        self._directory.close()
+
+    def _disown(self) -> None:
+        self._unusable = "it belongs to the process that this one was forked from"
 
 
-def read(directory: str | os.PathLike[str]) -> Recovered:
-    """What the journal holds now. Takes no lock, changes nothing, and does not mind a live writer."""
-    opened = Directory(directory, create=False)
-    try:
-        for attempt in range(READ_ATTEMPTS):
-            try:
-                return recover(opened, survey(opened))
-            except FileNotFoundError:
-                if attempt == READ_ATTEMPTS - 1:
-                    raise
-        raise AssertionError  # not reached
-    finally:
-        opened.close()
+def _check_continues(assigned: Mapping[str, int], watermarks: Mapping[str, int], snapshot: Snapshot) -> None:
+    """SequenceBroken if a peer's numbers would go back, or skip, between the recovered state and the new snapshot."""
+    for recovered, pairs in ((assigned, snapshot.assigned), (watermarks, snapshot.watermarks)):
+        repeated = dict.fromkeys(snapshot.peers, 0) | by_name(snapshot.peers, pairs)
+        for name, last in repeated.items():
+            if last != recovered.get(name, 0):
+                raise SequenceBroken(name, recovered.get(name, 0) + 1, last + 1)
+
+
+_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    """The child would write to the same files as its parent, without the lock."""
+    for journal in list(_journals):
+        journal._disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)

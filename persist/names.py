@@ -8,10 +8,11 @@ back. Only pending messages cannot wait for what is gone: opening the journal re
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from copy import copy
 from typing import Generic, TypeVar
 
-from persist.format import DeadLetter, Snapshot
-from persist.recovery import Recovered, Route
+from persist.format import BadFrame, DeadLetter, Snapshot
+from persist.recovery import Fold, Outbox, Recovered, Route
 
 T = TypeVar("T", bound=Hashable)
 
@@ -72,7 +73,9 @@ def snapshot_of(
         assigned=[(peer(name), seq) for name, seq in recovered.assigned.items()],
         acked=[(peer(name), seq) for name, seq in recovered.acked.items()],
         states=[(handler(name), value) for name, value in recovered.states.items()],
-        tables=[(handler(name), key, value) for name, table in recovered.tables.items() for key, value in table.items()],
+        tables=[
+            (handler(name), key, value) for name, table in recovered.tables.items() for key, value in table.items()
+        ],
         attempts=[(peer(name), seq, count) for (name, seq), count in recovered.attempts.items()],
         dead=dead,
     )
@@ -82,33 +85,59 @@ def snapshot_of(
     return snapshot
 
 
-def with_retired(snapshot: Snapshot, opened: Snapshot) -> Snapshot:
-    """A later snapshot of the same incarnation, completed by what retired names of `opened` still carry. Dead letters
-    are the caller's to pass on. ValueError if the names themselves differ: they change only when a journal is opened.
-    """
+def current_peers(snapshot: Snapshot) -> list[str]:
+    return snapshot.peers[: len(snapshot.peers) - snapshot.retired_peers]
+
+
+def current_handlers(snapshot: Snapshot) -> list[str]:
+    return snapshot.handlers[: len(snapshot.handlers) - snapshot.retired_handlers]
+
+
+def current_routes(snapshot: Snapshot) -> list[Route]:
+    return snapshot.routes[: len(snapshot.routes) - snapshot.retired_routes]
+
+
+def verified(snapshot: Snapshot) -> Snapshot:
+    """The same; ValueError for one that could not be recovered from."""
+    try:
+        Fold(0, snapshot).result(Outbox({}))
+    except BadFrame as bad:
+        raise ValueError(f"the snapshot does not hold together: {bad.reason}") from None
+    for table in (snapshot.peers, snapshot.handlers, snapshot.routes):
+        if len(set(table)) < len(table):
+            raise ValueError(f"the snapshot names something twice: {table}")
+    return snapshot
+
+
+def bare(snapshot: Snapshot) -> Snapshot:
+    """Its names and sequence numbers, without what may be large."""
+    kept = copy(snapshot)
+    kept.states, kept.tables, kept.attempts, kept.dead = [], [], [], []
+    return kept
+
+
+def retired_part(snapshot: Snapshot) -> Snapshot:
+    """Its names, and what the retired ones among them carry."""
+    peers, handlers = len(current_peers(snapshot)), len(current_handlers(snapshot))
+    kept = copy(snapshot)
+    for numbers in ("watermarks", "assigned", "acked", "attempts"):
+        setattr(kept, numbers, [row for row in getattr(snapshot, numbers) if row[0] >= peers])
+    kept.states = [row for row in snapshot.states if row[0] >= handlers]
+    kept.tables = [row for row in snapshot.tables if row[0] >= handlers]
+    kept.dead = []
+    return kept
+
+
+def with_retired(snapshot: Snapshot, retired: Snapshot) -> Snapshot:
+    """A later snapshot of the incarnation whose `retired_part` is given, completed by that. Dead letters are the
+    caller's to pass on. ValueError if the names themselves differ: they change only when a journal is opened."""
     tables = (snapshot.peers, snapshot.handlers, snapshot.routes)
-    complete = (opened.peers, opened.handlers, opened.routes)
-    if tables == complete:
+    if tables == (retired.peers, retired.handlers, retired.routes):
         return snapshot
-    peers = len(opened.peers) - opened.retired_peers
-    handlers = len(opened.handlers) - opened.retired_handlers
-    routes = len(opened.routes) - opened.retired_routes
-    if tables != (opened.peers[:peers], opened.handlers[:handlers], opened.routes[:routes]):
+    if tables != (current_peers(retired), current_handlers(retired), current_routes(retired)):
         raise ValueError("the names of a snapshot differ from those the journal was opened with")
-    return Snapshot(
-        snapshot.level,
-        snapshot.fingerprint,
-        opened.peers,
-        opened.handlers,
-        opened.routes,
-        watermarks=snapshot.watermarks + [pair for pair in opened.watermarks if pair[0] >= peers],
-        assigned=snapshot.assigned + [pair for pair in opened.assigned if pair[0] >= peers],
-        acked=snapshot.acked + [pair for pair in opened.acked if pair[0] >= peers],
-        states=snapshot.states + [pair for pair in opened.states if pair[0] >= handlers],
-        tables=snapshot.tables + [row for row in opened.tables if row[0] >= handlers],
-        attempts=snapshot.attempts + [row for row in opened.attempts if row[0] >= peers],
-        dead=snapshot.dead,
-        retired_peers=opened.retired_peers,
-        retired_handlers=opened.retired_handlers,
-        retired_routes=opened.retired_routes,
-    )
+    complete = copy(retired)
+    complete.level, complete.fingerprint, complete.dead = snapshot.level, snapshot.fingerprint, snapshot.dead
+    for numbers in ("watermarks", "assigned", "acked", "states", "tables", "attempts"):
+        setattr(complete, numbers, getattr(snapshot, numbers) + getattr(retired, numbers))
+    return complete

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 import msgspec
 
-from persist.errors import DamagedJournal, NewerFormat, NotAJournal
+from persist.errors import DamagedJournal, NewerFormat, NotAJournal, PersistError
 from persist.files import Directory, File
 from persist.format import (
     FRAME_HEADER,
@@ -36,8 +36,9 @@ from persist.format import (
     seed,
     segment_number,
 )
+from persist.names import bare
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 SEARCH_EFFORT = 64  # how often over the bytes behind a bad frame may be checksummed in search of a good one
 
 _LENGTH = struct.Struct("<4xI")
@@ -76,31 +77,49 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All segments, oldest first, without gaps. `torn` is a last segment that was not finished; it is not among them."""
+    """All segments, oldest first, without gaps. `torn` is a last segment that was not even begun whole; it is not among
+    them."""
 
     segments: tuple[Segment, ...]
     torn: TornTail | None
 
+    def pairs(self) -> Iterator[tuple[Segment, Segment | None]]:
+        """Each with the one after it."""
+        return zip(self.segments, (*self.segments[1:], None), strict=False)
 
-def survey(directory: Directory) -> Survey:
-    """Look at the head of every segment."""
+
+def survey(directory: Directory, faults: list[PersistError] | None = None) -> Survey:
+    """Look at the head of every segment. Given a list, put what is refused there, leave it out, and keep every snapshot
+    whole; otherwise raise, and keep only the last one whole."""
     names = sorted((number, name) for name in directory.list() if (number := segment_number(name)) is not None)
     segments: list[Segment] = []
     torn = None
+    previous: Segment | None = None
+    expected = names[0][0] if names else 0
     for number, name in names:
-        previous = segments[-1] if segments else None
-        if previous and number != previous.number + 1:
-            reason = f"segment {number} follows {previous.number}"
-            raise DamagedJournal(directory.locate(name), 0, 0, reason)
-        file = directory.open(name)
         try:
-            found = _head(file, name, number, previous, last=number == names[-1][0])
-        finally:
-            file.close()
-        if isinstance(found, TornTail):
-            torn = found
+            if number != expected:
+                previous = None
+                raise DamagedJournal(directory.locate(name), 0, 0, f"segment {expected} is missing before it")
+            file = directory.open(name)
+            try:
+                found = _head(file, name, number, previous, last=number == names[-1][0])
+            finally:
+                file.close()
+        except PersistError as fault:
+            if faults is None:
+                raise
+            faults.append(fault)
+            previous = None
         else:
+            if isinstance(found, TornTail):
+                torn = found
+                break
+            if previous is not None and faults is None:
+                segments[-1] = replace(previous, snapshot=bare(previous.snapshot))
             segments.append(found)
+            previous = found
+        expected = number + 1
     return Survey(tuple(segments), torn)
 
 
@@ -221,7 +240,7 @@ def frames(file: File, first_position: int, offset: int, end: int) -> Iterator[F
 def _good_frame_behind(file: File, first_position: int, offset: int, end: int, epoch: int | None) -> bool:
     """Whether a good frame stands at any aligned offset from `offset` on. Gives up with yes, which refuses, when
     the content makes the search too dear."""
-    tail = r"....".encode() if epoch is None else re.escape(struct.pack("<I", epoch))
+    tail = b"...." if epoch is None else re.escape(struct.pack("<I", epoch))
     pattern = re.compile(b"(?=[\x01\x02]\x00\x00\x00" + tail + b")", re.DOTALL)
     data = memoryview(file.read(end - offset, offset)) if offset < end else memoryview(b"")
     effort = SEARCH_EFFORT * len(data)

@@ -57,7 +57,7 @@ class Writer:
     def append(self, frame_type: int, record: Any) -> int:
         """Write one frame and return its position. What cannot be encoded raises and is not written."""
         if self._cause is not None:
-            raise JournalPoisoned(self._file.path, self.offset, self._cause)
+            self.check()
         position = self.position
         encode_frame(self._buffer, frame_type, self.epoch, position, record)
         self._put(self._buffer, len(self._buffer))
@@ -80,8 +80,7 @@ class Writer:
 
     def sync(self) -> None:
         """fdatasync, unless there is nothing to sync."""
-        if self._cause is not None:
-            raise JournalPoisoned(self._file.path, self.offset, self._cause)
+        self.check()
         if self.synced:
             return
         try:
@@ -89,6 +88,11 @@ class Writer:
         except OSError as error:
             raise self.poison(f"fdatasync failed: {error}") from error
         self.synced = True
+
+    def check(self) -> None:
+        """JournalPoisoned if it is."""
+        if self._cause is not None:
+            raise JournalPoisoned(self._file.path, self.offset, self._cause)
 
     def poison(self, cause: str) -> JournalPoisoned:
         """Refuse everything from now on; returns the error to raise."""

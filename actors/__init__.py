@@ -1,0 +1,65 @@
+"""The runtime: handlers, messages, topologies, and the systems that run them.
+
+    from actors import Handler, Message, State, Topology, handle
+
+`SEMANTICS.md` beside this file is the page of promises.
+"""
+
+from actors.errors import (
+    BadMessage,
+    BadState,
+    MessageTooLarge,
+    NotRunning,
+    Problem,
+    RingleaderError,
+    TopologyError,
+    UnroutedMessage,
+)
+from actors.exits import ExitStatus
+from actors.handler import Handler, HandlerSpec, handle
+from actors.message import Message, State
+from actors.system import System
+from actors.system_errors import (
+    AskFailed,
+    AskTimeout,
+    BadReply,
+    HandlerFailed,
+    NothingToReply,
+    SendTimeout,
+    StartFailed,
+    SystemClosed,
+    TopologyChanged,
+    UnknownHandler,
+)
+from actors.table import Table
+from actors.topology import Topology
+
+__all__ = [
+    "AskFailed",
+    "AskTimeout",
+    "BadMessage",
+    "BadReply",
+    "BadState",
+    "ExitStatus",
+    "Handler",
+    "HandlerFailed",
+    "HandlerSpec",
+    "Message",
+    "MessageTooLarge",
+    "NotRunning",
+    "NothingToReply",
+    "Problem",
+    "RingleaderError",
+    "SendTimeout",
+    "StartFailed",
+    "State",
+    "System",
+    "SystemClosed",
+    "Table",
+    "Topology",
+    "TopologyChanged",
+    "TopologyError",
+    "UnknownHandler",
+    "UnroutedMessage",
+    "handle",
+]

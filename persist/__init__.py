@@ -1,0 +1,64 @@
+"""How bytes last: the journal, its recovery, and the ILM protocol of a link. Payloads and names are opaque here."""
+
+from persist.check import Report, check
+from persist.errors import (
+    DamagedJournal,
+    FrameTooLarge,
+    JournalClosed,
+    JournalLocked,
+    JournalPoisoned,
+    NewerFormat,
+    NotAJournal,
+    OutboxMissing,
+    PersistError,
+    ProtocolViolation,
+    SequenceBroken,
+    UnknownName,
+    UnsafeDirectory,
+)
+from persist.format import DeadLetter, Send, Snapshot, Transaction
+from persist.journal import Journal
+from persist.link import DUPLICATE, NEW, UNKNOWN, UNLIMITED, Entry, Inbound, Kind, Outbound, Verdict
+from persist.load import read
+from persist.lock import DirectoryLock
+from persist.names import snapshot_of
+from persist.reader import TornTail
+from persist.recovery import NamedDeadLetter, Recovered
+
+__all__ = [
+    "DUPLICATE",
+    "NEW",
+    "UNKNOWN",
+    "UNLIMITED",
+    "DamagedJournal",
+    "DeadLetter",
+    "DirectoryLock",
+    "Entry",
+    "FrameTooLarge",
+    "Inbound",
+    "Journal",
+    "JournalClosed",
+    "JournalLocked",
+    "JournalPoisoned",
+    "Kind",
+    "NamedDeadLetter",
+    "NewerFormat",
+    "NotAJournal",
+    "Outbound",
+    "OutboxMissing",
+    "PersistError",
+    "ProtocolViolation",
+    "Recovered",
+    "Report",
+    "Send",
+    "SequenceBroken",
+    "Snapshot",
+    "TornTail",
+    "Transaction",
+    "UnknownName",
+    "UnsafeDirectory",
+    "Verdict",
+    "check",
+    "read",
+    "snapshot_of",
+]

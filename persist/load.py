@@ -1,0 +1,134 @@
+"""Reads a whole journal and says what it means: the acting half of recovery. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import msgspec
+
+from persist.errors import DamagedJournal, UnknownName
+from persist.files import Directory
+from persist.format import SEGMENT_HEADER, BadFrame, Send, Snapshot, decode_sends, decode_transaction
+from persist.names import current_peers, current_routes
+from persist.reader import Segment, SegmentReader, Survey, survey
+from persist.recovery import Fold, Outbox, Recovered, Route, by_name, name
+
+READ_ATTEMPTS = 20  # a live writer may delete a segment between the listing and the reading, but not for ever
+
+
+def read(directory: str | os.PathLike[str]) -> Recovered:
+    """What the journal holds now. Takes no lock and does not mind a live writer, whose last frame may show as torn."""
+    opened = Directory(directory, create=False)
+    try:
+        for _ in range(READ_ATTEMPTS - 1):
+            try:
+                return recover(opened, survey(opened))
+            except FileNotFoundError:
+                continue
+        return recover(opened, survey(opened))
+    finally:
+        opened.close()
+
+
+def recover(directory: Directory, found: Survey) -> Recovered:
+    """Everything is verified; only what recovery needs is decoded."""
+    recovered = Recovered(torn=found.torn)
+    if not found.segments:
+        return recovered
+    base = found.segments[-1]
+    outbox = Outbox(_acked(base))
+    for segment, after in found.pairs():
+        peers = segment.snapshot.peers
+        reader = SegmentReader(directory, segment, last=after is None and found.torn is None)
+        offset = SEGMENT_HEADER
+        try:
+            if after is None:
+                fold = Fold(segment.epoch, segment.snapshot)
+                for frame in reader:
+                    offset = segment.offset(frame.position)
+                    transaction = decode_transaction(frame.body)
+                    fold.apply(transaction)
+                    outbox.see(frame.position, peers, transaction.sends)
+                recovered = fold.result(outbox)
+                recovered.position = reader.end
+                recovered.torn = found.torn or reader.torn
+            else:
+                wanted = outbox.wants(_assigned(segment), _assigned(after))
+                for frame in reader:
+                    if wanted:
+                        offset = segment.offset(frame.position)
+                        outbox.see(frame.position, peers, decode_sends(frame.body))
+        except (msgspec.DecodeError, BadFrame) as error:
+            raise DamagedJournal(segment.path, offset, segment.size - offset, str(error)) from None
+    recovered.routes = {segment.number: tuple(segment.snapshot.routes) for segment in found.segments}
+    return recovered
+
+
+def sends_in(
+    directory: Directory, segment: Segment, start: int, names: Snapshot, peer: int, after_seq: int
+) -> Iterator[tuple[int, Send]]:
+    """(position, send) of what one segment has for `peer`, from the frame at `start` on, in terms of `names`."""
+    table = segment.snapshot
+    wanted = names.peers[peer]
+    if wanted not in table.peers:
+        return
+    here = table.peers.index(wanted)
+    known = {route: index for index, route in enumerate(current_routes(names))}
+    routes = [known.get(route) for route in table.routes]
+    for position, sends in _sends(directory, segment, start):
+        for send in sends:
+            for index, first in send.edges:
+                if index == here and first + send.count - 1 > after_seq:
+                    route = name(routes, send.route)
+                    if route is None:
+                        raise UnknownName({_label(table.routes[send.route]): send.count})
+                    yield position, Send(route, send.count, send.flags, [(peer, first)], send.body)
+
+
+def refuse_unknown(directory: Directory, found: Survey, snapshot: Snapshot) -> None:
+    """UnknownName if a message above the snapshot's `acked` is for a peer, or by a route, that it does not name."""
+    peers, routes = set(current_peers(snapshot)), set(current_routes(snapshot))
+    if all(peers.issuperset(s.snapshot.peers) and routes.issuperset(s.snapshot.routes) for s in found.segments):
+        return  # nothing went away, so nothing needs to be read
+    acked = by_name(snapshot.peers, snapshot.acked)
+    names: Counter[str] = Counter()
+    for segment in found.segments:
+        table = segment.snapshot
+        for _, sends in _sends(directory, segment, segment.body, last=segment is found.segments[-1]):
+            for send in sends:
+                for index, first in send.edges:
+                    peer = name(table.peers, index)
+                    pending = first + send.count - 1 - max(first - 1, acked.get(peer, 0))
+                    if pending > 0 and peer not in peers:
+                        names[f"peer {peer}"] += pending
+                    if pending > 0 and name(table.routes, send.route) not in routes:
+                        names[_label(table.routes[send.route])] += pending
+    if names:
+        raise UnknownName(names)
+
+
+def _sends(
+    directory: Directory, segment: Segment, start: int, *, last: bool = False
+) -> Iterator[tuple[int, list[Send]]]:
+    position = start
+    try:
+        for frame in SegmentReader(directory, segment, last=last, start=start):
+            position = frame.position
+            yield position, decode_sends(frame.body)
+    except (msgspec.DecodeError, BadFrame) as error:
+        offset = segment.offset(position)
+        raise DamagedJournal(segment.path, offset, segment.size - offset, str(error)) from None
+
+
+def _label(route: Route) -> str:
+    return f"route {route[0]} -> {route[1]}"
+
+
+def _assigned(segment: Segment) -> dict[str, int]:
+    return by_name(segment.snapshot.peers, segment.snapshot.assigned)
+
+
+def _acked(segment: Segment) -> dict[str, int]:
+    return by_name(segment.snapshot.peers, segment.snapshot.acked)

@@ -1,0 +1,301 @@
+"""Worker processes, for real: what they are born with, how their ends are told, and that none outlives its supervisor."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from actors import process as process_module
+from actors.exits import WorkerExit
+from actors.process import LaunchFailed, WorkerProcess, start_forkserver, stop_forkserver
+from tests.actors import targets
+from tests.actors.waiting import dead_within, text_of, until
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm_forkserver() -> Iterator[None]:
+    stop_forkserver()
+    start_forkserver(("tests.actors.targets", "actors.process"))
+    yield
+    stop_forkserver()
+
+
+@pytest.fixture
+def started() -> Iterator[list[WorkerProcess]]:
+    """Processes that a test started; whatever happens, they end with it."""
+    processes: list[WorkerProcess] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.close()
+
+
+def ended(process: WorkerProcess, seconds: float = 5.0) -> int:
+    assert select.select([process.pidfd], [], [], seconds)[0], f"{process.title} did not end"
+    code = process.poll()
+    assert code is not None
+    return code
+
+
+@pytest.mark.parametrize(
+    ("target", "argument", "code"),
+    [
+        (targets.returns, None, 0),
+        (targets.returns, 7, 7),
+        (targets.exits, 66, 66),
+        (targets.kills_itself, signal.SIGKILL, -9),
+        (targets.kills_itself, signal.SIGSEGV, -11),
+        (targets.kills_itself, signal.SIGTERM, -15),
+    ],
+)
+def test_exit_code_or_signal_is_reported(started, target, argument, code) -> None:
+    started.append(WorkerProcess.start(target, (argument,)))
+    assert ended(started[0]) == code
+    assert started[0].poll() == code
+
+
+def test_no_exit_code_while_it_is_not_dead(started) -> None:
+    started.append(WorkerProcess.start(targets.holds))
+    assert started[0].poll() is None
+    os.kill(started[0].pid, signal.SIGSTOP)
+    assert started[0].poll() is None
+    started[0].kill()
+    assert ended(started[0]) == -signal.SIGKILL
+
+
+def test_worker_is_set_apart_from_the_terminal(started, tmp_path: Path) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGINT, signal.SIGTERM})
+    try:
+        started.append(
+            WorkerProcess.start(targets.tells_about_itself, (tmp_path / "facts",), "ringleader: trades/stats")
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    facts = json.loads(text_of(tmp_path / "facts"))
+    assert facts["group"] == facts["session"] == facts["pid"] == started[0].pid
+    assert facts["sigint ignored"]
+    assert facts["sigterm default"]
+    assert facts["blocked"] == []
+    assert facts["cmdline"] == "ringleader: trades/stats\0"
+    assert facts["comm"] == "ringleader: tra"
+
+
+def test_signals_to_everyone_do_not_end_the_fork_server(started) -> None:
+    server = process_module._server._forkserver_pid
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(server, number)
+    started.append(WorkerProcess.start(targets.returns, (3,)))
+    assert ended(started[0]) == 3
+    assert process_module._server._forkserver_pid == server
+
+
+def test_main_module_is_not_run_again_in_the_worker(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import select, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\n"
+        "from actors.process import WorkerProcess\n"
+        "from tests.actors import targets\n"
+        "print('main runs', flush=True)\n"
+        f"process = WorkerProcess.start(targets.tells_about_itself, (Path({str(tmp_path / 'facts')!r}),))\n"
+        "select.select([process.pidfd], [], [])\n"
+        "process.close()\n"
+    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=30, check=True)
+    assert ran.stdout == "main runs\n"
+    assert json.loads(text_of(tmp_path / "facts"))["main"] != str(script)
+
+
+@pytest.mark.parametrize("then", ["hold", "end"])
+def test_kill_takes_grandchildren_along_even_after_death(started, tmp_path: Path, then: str) -> None:
+    started.append(WorkerProcess.start(targets.starts_a_grandchild, (tmp_path / "pid", then)))
+    grandchild = int(text_of(tmp_path / "pid"))
+    if then == "end":
+        assert ended(started[0]) == 0
+        assert psutil.pid_exists(grandchild)
+    started[0].kill()
+    dead_within([grandchild], 2)
+    assert ended(started[0]) == (0 if then == "end" else -signal.SIGKILL)
+
+
+def test_close_ends_what_still_lives() -> None:
+    process = WorkerProcess.start(targets.spins)
+    pid = process.pid
+    process.close()
+    process.close()
+    dead_within([pid], 2)
+
+
+def test_starts_leave_no_descriptor_behind() -> None:
+    def run_one() -> None:
+        process = WorkerProcess.start(targets.returns, (0,))
+        ended(process)
+        process.close()
+
+    run_one()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        run_one()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_large_arguments_arrive(started, tmp_path: Path) -> None:
+    text = "x" * 3_000_000  # many times what a pipe holds
+    started.append(WorkerProcess.start(targets.write, (tmp_path / "text", text)))
+    assert ended(started[0]) == 0
+    assert (tmp_path / "text").read_text() == text
+
+
+def test_stuck_fork_server_is_a_failed_launch(started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = process_module._server._forkserver_pid
+    os.kill(server, signal.SIGSTOP)
+    try:
+        monkeypatch.setattr(process_module, "LAUNCH_TIMEOUT", 0.2)
+        with pytest.raises(LaunchFailed, match=r"'ringleader: worker' could not be launched: .*timed out"):
+            WorkerProcess.start(targets.write, (tmp_path / "ran", "it ran after all"))
+    finally:
+        os.kill(server, signal.SIGCONT)
+    monkeypatch.undo()
+    started.append(WorkerProcess.start(targets.returns, (0,)))
+    assert ended(started[0]) == 0
+    # The one that was given up is forked before the next one, and must end by itself without having run anything.
+    until(lambda: not [c for c in psutil.Process(server).children() if c.status() != "zombie"], "the late child to end")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_death_of_the_fork_server_is_the_death_of_its_workers_and_survived(started) -> None:
+    started.append(WorkerProcess.start(targets.spins))
+    os.kill(process_module._server._forkserver_pid, signal.SIGKILL)
+    assert ended(started[0]) in {WorkerExit.LOST, -signal.SIGKILL}
+    dead_within([started[0].pid], 2)
+    started.append(WorkerProcess.start(targets.returns, (5,)))
+    assert ended(started[1]) == 5
+
+
+def test_fork_server_is_not_stopped_under_a_living_worker(started) -> None:
+    started.append(WorkerProcess.start(targets.holds, (), "ringleader: a/b"))
+    with pytest.raises(RuntimeError, match="ringleader: a/b"):
+        stop_forkserver()
+    started[0].kill()
+    ended(started[0])
+    server = process_module._server._forkserver_pid
+    stop_forkserver()
+    assert not psutil.pid_exists(server)
+    stop_forkserver()
+    started.append(WorkerProcess.start(targets.returns, (1,)))
+    assert ended(started[1]) == 1
+
+
+def test_starting_from_a_thread(started) -> None:
+    thread = threading.Thread(target=lambda: started.append(WorkerProcess.start(targets.holds)))
+    thread.start()
+    thread.join()
+    # PR_SET_PDEATHSIG follows the thread that forked: it is the fork server's, so the end of ours is nothing to the worker.
+    assert not select.select([started[0].pidfd], [], [], 0.1)[0]
+
+
+SUPERVISOR = """
+import os, sys, signal
+from pathlib import Path
+from actors.process import WorkerProcess, start_forkserver, _server
+from tests.actors import targets
+start_forkserver(("tests.actors.targets",))
+workers = [WorkerProcess.start(target) for target in (targets.holds, targets.spins, targets.stops_itself)]
+extra = sys.argv[1]
+pids = [worker.pid for worker in workers]
+if extra == "forked":
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    print(pid)
+if extra == "server stopped":
+    os.kill(_server._forkserver_pid, signal.SIGSTOP)
+print(_server._forkserver_pid, *pids, flush=True)
+signal.pause()
+"""
+
+
+def stopped(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+
+
+@pytest.mark.parametrize("extra", ["", "forked", "server stopped"])
+def test_workers_are_gone_when_the_supervisor_is_killed(extra: str) -> None:
+    """One that waits, one that spins, one that is stopped; by SIGKILL to the supervisor alone.
+
+    With a fork of the supervisor around, which has all its descriptors; with a fork server that cannot notice anything.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, extra], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as run:
+        assert run.stdout is not None
+        fork = int(run.stdout.readline()) if extra == "forked" else None
+        server, *pids = map(int, run.stdout.readline().split())
+        assert len(pids) == 3
+        try:
+            until(lambda: stopped(pids[2]), "the third worker to stop itself")
+            until(lambda: psutil.Process(pids[1]).cpu_times().user > 0, "the second worker to spin")
+            run.kill()
+            took = dead_within(pids, 2)
+            print(f"{len(pids)} workers gone {took * 1000:.1f} ms after SIGKILL to their supervisor")
+        finally:
+            run.kill()
+            if fork is not None:
+                os.kill(fork, signal.SIGKILL)
+            if extra == "server stopped":
+                os.kill(server, signal.SIGCONT)
+            dead_within([server, *pids], 5)
+
+
+ARMED = """
+import fcntl, os, sys
+from actors import process
+read, write = os.pipe()
+{prepare}
+process.arm_parent_death(read, {server})
+print("armed", flush=True)
+os.read(0, 1)
+os.close(write)
+while True:
+    pass
+"""
+
+
+def run_armed(prepare: str = "", server: str = "None") -> subprocess.CompletedProcess[str]:
+    code = ARMED.format(prepare=prepare, server=server)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, input="x", capture_output=True, text=True, timeout=10)
+
+
+def test_supervisor_that_died_before_arming_is_noticed() -> None:
+    ran = run_armed("os.close(write)")
+    assert (ran.returncode, ran.stdout) == (WorkerExit.ORPHANED, "")
+
+
+def test_fork_server_that_died_before_arming_is_noticed() -> None:
+    ran = run_armed(server="os.getppid() + 1")
+    assert (ran.returncode, ran.stdout) == (WorkerExit.ORPHANED, "")
+
+
+def test_parent_with_pid_1_is_not_taken_for_an_orphan() -> None:
+    ran = run_armed("os.getppid = lambda: 1", server="1")
+    assert (ran.returncode, ran.stdout) == (-signal.SIGKILL, "armed\n")
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETSIG"), reason="this system has the fallback only")
+def test_fallback_where_the_kernel_cannot_send_the_signal() -> None:
+    ran = run_armed("del fcntl.F_SETSIG")
+    assert (ran.returncode, ran.stdout) == (-signal.SIGKILL, "armed\n")
