@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Sequence
-from enum import Enum, Flag
+from enum import Enum
 from typing import Annotated, Any, get_origin
 
 import msgspec
@@ -243,7 +243,7 @@ def _is_exact(leaf: Any) -> bool:
     """Whether every value of exactly this class that encodes is accepted by its decoder."""
     if leaf in {str, int, float, bool, type(None)}:
         return True
-    return isinstance(leaf, type) and issubclass(leaf, Enum) and not issubclass(leaf, Flag)
+    return isinstance(leaf, type) and issubclass(leaf, Enum)
 
 
 def _plain_check(type_: type[msgspec.Struct]) -> Callable[[Sequence[Any]], bool] | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import sys
 from pathlib import Path
 
 import msgspec
 
 SEGMENT_PREFIX = "ringleader-"
 _RUN_ID = re.compile(r"[0-9a-f]{8}")
+_PROC = Path("/proc/self/stat").exists()
 
 
 class EdgeIdentity(msgspec.Struct, frozen=True):
@@ -83,7 +83,7 @@ def process_start(pid: int) -> int | None:
     """When process `pid` started, in a unit that only serves comparing; None if it does not run (any more)."""
     if pid <= 0:
         return None
-    if sys.platform == "linux":
+    if _PROC:
         try:
             fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         except (FileNotFoundError, ProcessLookupError):

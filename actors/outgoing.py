@@ -55,7 +55,7 @@ class Lane:
 
     def _opener(self, outgoing: Outgoing) -> Callable[[Any], object]:
         """The `put` of a closed lane: opens a run on all edges and leaves the fastest `put` in its place."""
-        prepare = (lambda message: message) if self.codec.late else outgoing.encoder(self)
+        prepare = outgoing.preparer(self)
         queue = outgoing.local
 
         def put_local(message: Any) -> None:
@@ -109,21 +109,30 @@ class Outgoing:
 
         return send
 
-    def encoder(self, lane: Lane) -> Callable[[Any], bytes]:
-        """Encodes one message now: for types whose values could still change before the commit."""
+    def preparer(self, lane: Lane) -> Callable[[Any], Any]:
+        """What `send` makes of a message at once: nothing, its checked self, or its encoding.
+
+        A message to a handler of the same worker is held to the same rules as one that travels, so that it does not
+        matter to a program which worker hosts what.
+        """
+        codec = lane.codec
 
         def encode(message: Any) -> bytes:
+            body = codec.encode_one(message)
+            if len(body) > self._max_message:
+                raise MessageTooLarge(codec.type_name, len(body), self._max_message)
+            codec.check_run(codec.join([body]))
+            return body
+
+        def blamed(message: Any) -> Any:
             try:
-                body = lane.codec.encode_one(message)
-                if len(body) > self._max_message:
-                    raise MessageTooLarge(lane.codec.type_name, len(body), self._max_message)
-                lane.codec.check_run(lane.codec.join([body]))
+                body = encode(message)
             except SenderError as error:
                 error.blame(lane.source)
                 raise
-            return body
+            return message if codec.late else body
 
-        return encode
+        return blamed if lane.local or not codec.late else lambda message: message
 
     def open(self, lane: Lane) -> list[Any]:
         for peer in lane.peers:

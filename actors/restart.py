@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 
-from actors.exits import ExitStatus, WorkerExit, describe
+from actors.exits import ExitStatus, WorkerExit
 
 
 class Restart(Enum):

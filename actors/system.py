@@ -33,7 +33,7 @@ from actors.supervisor import Supervisor
 from actors.system_errors import BadReply, StartFailed
 from actors.wiring import Wires, attach_board, attach_ring, board_name, connect, create_segments, ring_name
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
-from bus import Cell, Field, Segment, SharedMemoryFull, Text, WorkerState
+from bus import Block, Cell, Field, Segment, SharedMemoryFull, Text, WorkerState
 from bus.segment import remove_stale
 
 if TYPE_CHECKING:
@@ -127,6 +127,10 @@ class System:
         if self._failure is not None:
             raise self._failure
         return self._status
+
+    def block(self, worker: str) -> Block:
+        """The status block of a worker (or of the gateway), as it changes. Read only."""
+        return self._board.block(worker)
 
     def request_stop(self) -> None:
         """What the first SIGINT or SIGTERM does: drain, then end. May be called from a signal handler."""

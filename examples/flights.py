@@ -44,6 +44,7 @@ from flights_messages import (
     Report,
     Row,
 )
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -54,8 +55,9 @@ POLL = 0.05  # seconds between two looks at the run
 EQUAL, DIFFERENT, NOT_RUN = 0, 1, 2
 
 
-def topology(path: Path, directory: Path, rate: int = 0) -> Topology:
-    app = Topology("flights", durability="process", directory=directory)
+def topology(path: Path, directory: Path, rate: int, kills: int) -> Topology:
+    # A worker that dies too often is given up; the deaths that were asked for come on top.
+    app = Topology("flights", durability="process", directory=directory, max_restarts=5 + kills)
     app.worker("input", reader=Reader.spec(path=str(path), rate=rate))
     app.worker("parse", parser=Parser, rejects=Rejects)
     app.worker("carriers", carriers=Carriers)
@@ -71,6 +73,7 @@ def topology(path: Path, directory: Path, rate: int = 0) -> Topology:
     app.route("rejects", RejectFigures, to="report")
     for counting in ("carriers", "airports", "rejects"):
         app.route(counting, Counted, to="report")
+    app.external("report", GetReport)
     return app
 
 
@@ -92,28 +95,30 @@ def sights(system: System) -> Generator[Sight, None, None]:
         report = system.ask("report", GetReport(), timeout=60)
         assert isinstance(report, Report)
         status = system.status()
-        yield Sight(report, status.supervisor, {worker.name: worker.pid for worker in status.workers})
+        assert status.supervisor is not None
+        yield Sight(report, status.supervisor.pid, {worker.name: worker.pid for worker in status.workers if worker.pid})
         if report.complete:
             return
         time.sleep(POLL)
 
 
-def here(path: Path, directory: Path, rate: int) -> Generator[Sight, None, None]:
+def here(path: Path, directory: Path, rate: int, kills: int) -> Generator[Sight, None, None]:
     """Runs the system in this process and its workers."""
-    with topology(path, directory / "run", rate).start() as system:
+    with topology(path, directory / "run", rate, kills).start() as system:
         yield from sights(system)
 
 
-def serve(path: Path, directory: Path, rate: int) -> None:
+def serve(path: Path, directory: Path, rate: int, kills: int) -> None:
     """What a child process does: the same, and every sight goes to its standard output."""
-    with closing(here(path, directory, rate)) as seen:
+    with closing(here(path, directory, rate, kills)) as seen:
         for sight in seen:
             print(msgspec.json.encode(sight).decode(), flush=True)
 
 
-def there(directory: Path, rate: int) -> Generator[Sight, None, None]:
+def there(directory: Path, rate: int, kills: int) -> Generator[Sight, None, None]:
     """Runs the system in a child process, so that its supervisor can be killed too. Ends early if that happens."""
-    command = [sys.executable, __file__, "--serve", "--directory", str(directory), "--rate", str(rate)]
+    options = ["--directory", str(directory), "--rate", str(rate), "--kill", str(kills)]
+    command = [sys.executable, __file__, "--serve", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         for line in child.stdout:
@@ -128,7 +133,10 @@ def watch(directory: Path, path: Path, rows: int, kills: Kills, args: argparse.N
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("flights", total=rows)
         while True:
-            with closing(there(directory, args.rate) if args.kill_all else here(path, directory, args.rate)) as seen:
+            run = (
+                there(directory, args.rate, args.kill) if args.kill_all else here(path, directory, args.rate, args.kill)
+            )
+            with closing(run) as seen:
                 for sight in seen:
                     row = sight.report.rows
                     progress.update(bar, completed=row)
@@ -173,8 +181,9 @@ def differences(found: Mapping[tuple[str, str], Figures], expected: Mapping[tupl
 
 
 def show(report: Report, console: Console) -> None:
-    table = Table("carrier", "name")
-    for title in ("flights", "cancelled", "rejected", "mean delay", "95 %"):
+    table = Table("", box=SIMPLE_HEAD, pad_edge=False, caption="mean and 95th percentile: arrival delay in minutes")
+    table.add_column("carrier", no_wrap=True)
+    for title in ("flights", "cancelled", "rejected", "mean", "95 %"):
         table.add_column(title, justify="right")
     names = airlines()
     for carrier in sorted(report.carriers, key=lambda carrier: -carrier.flights):
@@ -208,7 +217,7 @@ def main() -> int:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             path, rows = unpack(directory, args.rows)
             if args.serve:
-                serve(path, directory, args.rate)
+                serve(path, directory, args.rate, args.kill)
                 return EQUAL
             return run(path, rows, directory, args, console)
         except (DataMissing, OtherFile, Orphans, RunFailed) as error:

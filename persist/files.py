@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
 from persist.errors import UnsafeDirectory
 
@@ -62,9 +61,8 @@ class Directory:
     """An open directory that only its owner can write to."""
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
-        self.path = os.fspath(path)
-        if create:
-            Path(self.path).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = os.path.abspath(path)
+        self._made_in = _make(self.path) if create else []
         self.descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         found = os.fstat(self.descriptor)
         reason = ""
@@ -102,8 +100,28 @@ class Directory:
         """Make created and removed names durable."""
         os.fsync(self.descriptor)
 
+    def anchor(self) -> None:
+        """Make the directory itself, and those above it that had to be made, durable."""
+        for path in self._made_in or [os.path.dirname(self.path)]:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
     def close(self) -> None:
         """Idempotent."""
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _make(path: str) -> list[str]:
+    """Make the directory and what is missing above it; returns the parents of what was made."""
+    parent = os.path.dirname(path)
+    made = [] if parent == path or os.path.isdir(parent) else _make(parent)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return made
+    return [*made, parent]

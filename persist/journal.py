@@ -124,6 +124,7 @@ class Journal:
                 file.close()
         if self._durable:
             self._directory.sync()
+            self._directory.anchor()
 
     def _adopt(self, found: Survey, assigned: Mapping[str, int], position: int, snapshot: Snapshot) -> None:
         """Keep what is needed of the segments that were there, in terms of the new names."""

@@ -142,9 +142,12 @@ def _head(file: File, name: str, number: int, previous: Segment | None, *, last:
     if header.version != VERSION or header.number != number:
         reason = f"the header says format {header.version}, segment {header.number}"
         raise DamagedJournal(file.path, 0, size, reason)
-    if known and header.first_position != first_position:
-        reason = f"the segment begins at position {header.first_position}, the one before it ends at {first_position}"
-        raise DamagedJournal(file.path, 0, size, reason)
+    missing = header.first_position - first_position
+    if previous and missing:
+        reason = f"the file ends at position {first_position}, the next segment begins at {header.first_position}"
+        raise DamagedJournal(previous.path, min(previous.size, previous.size + missing), abs(missing), reason)
+    if known and missing:
+        raise DamagedJournal(file.path, 0, size, f"the first segment begins at position {header.first_position}")
     first_position = header.first_position
     try:
         frame = next(frames(file, first_position, SEGMENT_HEADER, size))

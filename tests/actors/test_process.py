@@ -1,4 +1,4 @@
-"""Worker processes, for real: what they are born with, how their ends are told, and that none outlives its supervisor."""
+"""Worker processes, for real: what they are born with, how their ends are told, that none outlives its supervisor."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_starting_from_a_thread(started) -> None:
     thread = threading.Thread(target=lambda: started.append(WorkerProcess.start(targets.holds)))
     thread.start()
     thread.join()
-    # PR_SET_PDEATHSIG follows the thread that forked: it is the fork server's, so the end of ours is nothing to the worker.
+    # PR_SET_PDEATHSIG follows the thread that forked: that is the fork server's, so the end of ours means nothing.
     assert not select.select([started[0].pidfd], [], [], 0.1)[0]
 
 
@@ -277,7 +277,8 @@ while True:
 
 def run_armed(prepare: str = "", server: str = "None") -> subprocess.CompletedProcess[str]:
     code = ARMED.format(prepare=prepare, server=server)
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, input="x", capture_output=True, text=True, timeout=10)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, input="x", capture_output=True, text=True, timeout=10, check=False)
 
 
 def test_supervisor_that_died_before_arming_is_noticed() -> None:

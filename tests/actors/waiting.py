@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
-    """Look again and again until the condition holds; a condition that never does is a failure that says what it was."""
+    """Look again and again until the condition holds; one that never does is a failure that says what it was."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"

@@ -1,4 +1,4 @@
-"""Both implementations by name, whatever RINGLEADER_RING says. Where the C ring was not built, its tests are skipped."""
+"""Both implementations by name, whatever RINGLEADER_RING says. Tests of a C ring that was not built are skipped."""
 
 from __future__ import annotations
 

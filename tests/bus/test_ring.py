@@ -118,22 +118,13 @@ def test_full_ring_takes_nothing_and_shows_nothing(producer: str, consumer: str)
 
 
 @each
-def test_push_many_takes_a_prefix_and_moves_the_tail_once(name: str) -> None:
+def test_push_many_takes_any_iterable_and_says_how_many(name: str) -> None:
     buffer = new_ring()
     ring = RINGS[name](buffer)
-    seen = []
-
-    class Watching(list[bytes]):
-        def __iter__(self) -> Any:
-            for record in (b"one", b"two", b"three"):
-                seen.append(cell_of(buffer, Cell.TAIL))
-                yield record
-
-    assert ring.push_many(iter(Watching())) == 3
-    assert seen == [0, 0, 0]
-    assert RINGS[name](buffer).take_many(ALL, ALL) == [b"one", b"two", b"three"]
-    assert ring.push_many(()) == 0
-    assert ring.push_many((b"t", b"u")) == 2
+    assert ring.push_many(()) == ring.push_many(iter([])) == 0
+    assert ring.push_many(iter([b"one", bytearray(b"two")])) == 2
+    assert ring.push_many((b"three", memoryview(b"four"))) == 2
+    assert RINGS[name](buffer).take_many(ALL, ALL) == [b"one", b"two", b"three", b"four"]
 
 
 @each
@@ -502,7 +493,7 @@ def test_both_implementations_have_the_same_methods_with_the_same_arguments() ->
         for name in public:
             if callable(getattr(plain, name)):
                 ours, theirs = (
-                    [(p.name, p.kind) for p in signature(getattr(cls, name)).parameters.values()]
+                    [(p.name, p.kind) for p in list(signature(getattr(cls, name)).parameters.values())[1:]]
                     for cls in (plain, fast)
                 )
                 assert ours == theirs, name

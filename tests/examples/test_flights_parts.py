@@ -91,8 +91,14 @@ def test_histogram_and_sorted_list_have_the_same_summary():
 
 
 def test_every_figure_that_differs_is_told():
-    ours: dict[tuple[str, str], Figures] = {("carrier", "UA"): {"flights": 3, "p95": None}, ("reject", "no date"): {"rows": 1}}
-    theirs: dict[tuple[str, str], Figures] = {("carrier", "UA"): {"flights": 4, "p95": None}, ("carrier", ""): {"flights": 1}}
+    ours: dict[tuple[str, str], Figures] = {
+        ("carrier", "UA"): {"flights": 3, "p95": None},
+        ("reject", "no date"): {"rows": 1},
+    }
+    theirs: dict[tuple[str, str], Figures] = {
+        ("carrier", "UA"): {"flights": 4, "p95": None},
+        ("carrier", ""): {"flights": 1},
+    }
     assert differences(ours, ours) == []
     assert differences(ours, theirs) == [
         "carrier (unreadable), flights: nothing by the handlers, 1 directly",

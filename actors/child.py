@@ -1,0 +1,126 @@
+"""One supervised worker: what its supervisor remembers of it, and its status block as far as the supervisor writes it.
+
+Cells that belong to the worker are written here only while no process of it lives: between a proven death and a launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from actors.exits import WorkerExit, describe
+from actors.restart import ChildSpec, Death, blames_message
+from bus import Block, Control, Field, Text, WorkerState
+
+LAST_DEATH_BYTES = 1000
+
+
+class Process(Protocol):
+    """A worker process, as `process.WorkerProcess` is one."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def pidfd(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+
+
+Suspect = tuple[int, int]  # peer index, sequence number
+Launch = Callable[[str, int, Suspect | None], Process]  # name, epoch floor, suspect
+
+
+@dataclass(slots=True)
+class Child:
+    """`due` is the time to launch it. Without that and without a process it stays away."""
+
+    spec: ChildSpec
+    block: Block
+    process: Process | None = None
+    due: float | None = 0.0
+    ready: bool = False  # this incarnation has been up
+    was_up: bool = False  # one of its incarnations has been up
+    killed: bool = False  # by the supervisor
+    restarts: int = 0
+    epoch_floor: int = 0  # grows with every launch, and is never below an epoch that was seen
+    epoch_before: int = 0
+    suspect: Suspect | None = None
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def over(self) -> bool:
+        return self.process is None and self.due is None
+
+    @property
+    def drains(self) -> bool:
+        """It runs, and has acknowledged that it must not begin anything new."""
+        return self.process is not None and self.ready and self.block.get(Field.CONTROL_SEEN) == Control.DRAIN
+
+    def supervised_as(self, state: WorkerState) -> None:
+        """What the supervisor takes it for. Where no process lives that could say otherwise, this is its state."""
+        self.block.set(Field.SUPERVISED_STATE, state)
+        if self.process is None:
+            self.block.set(Field.STATE, state)
+
+    def launched_by(self, launch: Launch) -> Process:
+        """Start the next incarnation. It is told of the suspect until it, or one after it, has an epoch of its own."""
+        self.due = None
+        self.killed = self.ready = False
+        self.epoch_before = self.block.get(Field.EPOCH)
+        self.supervised_as(WorkerState.STARTING)
+        self.process = launch(self.name, self.epoch_floor, self.suspect)
+        return self.process
+
+    def comes_up(self) -> bool:
+        """Whether it is up, and this was not seen before."""
+        if self.ready or not WorkerState.RUNNING <= self.block.get(Field.STATE) <= WorkerState.STOPPED:
+            return False
+        self.ready = self.was_up = True
+        self.supervised_as(WorkerState.RUNNING)
+        return True
+
+    def death(self, code: int, requested: bool) -> Death:
+        """Its process, proven dead, seen together with the last words it left."""
+        words = self.block.text(Text.LAST_WORDS).strip()
+        reason = describe(code) + (f": {words.splitlines()[-1].strip()}" if words else "")
+        exit_code, signal = (code, None) if code >= 0 else (None, -code)
+        return Death(self.name, exit_code, signal, requested or self.killed, reason, self.was_up)
+
+    def bury(self, death: Death) -> Suspect | None:
+        """Take what the incarnation leaves: its epoch, and the message it died of, which is returned."""
+        block = self.block
+        epoch, peer, seq = block.get(Field.EPOCH), block.get(Field.BUSY_PEER), block.get(Field.BUSY_SEQ)
+        blamed = (peer - 1, seq) if peer and blames_message(death) else None
+        if epoch != self.epoch_before:
+            self.suspect = None  # the one of the death before was taken over
+        self.suspect = blamed or self.suspect
+        self.epoch_floor = max(self.epoch_floor + 1, epoch)
+        for field in (Field.BUSY_PEER, Field.BUSY_SEQ, Field.BUSY_SINCE_NS, Field.BUSY_HANDLER, Field.CONTROL_SEEN):
+            block.set(field, 0)
+        block.set(Field.PID, 0)
+        self.supervised_as(WorkerState.DEAD)
+        return blamed
+
+    def write_death(self, death: Death, now_ns: int) -> None:
+        """Keep the death, and as much of the last words as there is room for, until the next death."""
+        number = _number(death)
+        head = death.reason if death.code is None and death.signal is None else describe(number)
+        words = self.block.text(Text.LAST_WORDS).strip().encode("utf-8", "replace")
+        room = LAST_DEATH_BYTES - len(head.encode("utf-8", "replace"))
+        tail = words[-room:].decode("utf-8", "ignore") if room > 0 else ""
+        self.block.set_text(Text.LAST_DEATH, f"{head}\n{tail}" if tail else head)
+        self.block.set_text(Text.LAST_WORDS, "")
+        self.block.set(Field.LAST_DEATH_NS, now_ns)
+        self.block.set(Field.LAST_DEATH_CODE, number)
+
+
+def _number(death: Death) -> int:
+    """The death as one number, as `exits.describe` takes it."""
+    if death.signal is not None:
+        return -death.signal
+    return WorkerExit.LAUNCH_FAILED if death.code is None else death.code

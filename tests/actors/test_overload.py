@@ -1,0 +1,189 @@
+"""Backpressure: nothing blocks, nothing is lost, memory is bounded, and cycles make progress."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from actors import ExitStatus, Handler, Message, SendTimeout, State, System, Topology, handle
+from bus import Field
+
+MIB = 1 << 20
+
+
+class Block(Message):
+    n: int
+    data: bytes
+
+
+class Get(Message):
+    pass
+
+
+class Seen(Message):
+    n: int
+    in_order: bool
+
+
+class Count(State):
+    n: int = 0
+    in_order: bool = True
+
+
+class Endless(Handler):
+    """A source that never waits by itself."""
+
+    state: Count
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def on_loop(self) -> float | None:
+        if self.state.n >= self.limit:
+            return math.inf
+        self.state.n += 1
+        self.send(Block(self.state.n, bytes(1000)))
+        return None
+
+
+class Slow(Handler):
+    """Reads slower than anybody writes, until it is told not to."""
+
+    state: Count
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    @handle
+    def on_block(self, block: Block) -> None:
+        self.state.n += 1
+        self.state.in_order &= block.n == self.state.n
+        if self.seconds:
+            time.sleep(self.seconds)
+
+    @handle
+    def on_get(self, get: Get) -> None:
+        self.reply(Seen(self.state.n, self.state.in_order))
+
+
+class Relay(Handler):
+    @handle
+    def on_block(self, block: Block) -> None:
+        self.send(block)
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        threading.Event().wait(0.01)
+
+
+def rss(system: System, worker: str) -> int:
+    return psutil.Process(system.block(worker).get(Field.PID)).memory_info().rss
+
+
+@pytest.mark.parametrize("level", ["memory", "process"])
+def test_a_slow_consumer_bounds_the_memory_of_its_producer(tmp_path: Path, level: str) -> None:
+    """Source, relay, and an end a hundred times slower: overload travels back edge by edge to the source."""
+    app = Topology("chain", directory=tmp_path / "run", durability=level, ring_bytes=64 << 10,
+                   outbox_limit_bytes=MIB, max_message_bytes=16 << 10)  # fmt: skip
+    app.worker("source", endless=Endless.spec(10**9))
+    app.worker("middle", relay=Relay)
+    app.worker("end", slow=Slow.spec(0.001))
+    app.route("endless", Block, to="relay")
+    app.route("relay", Block, to="slow")
+    app.external("slow", Get)
+    with app.start() as system:
+        before = rss(system, "source")
+        source = system.block("source")
+        until(lambda: source.get(Field.OVER_LIMIT) or source.get(Field.OUTBOX_BYTES) == 0 and source.get(Field.SENT) > 200)
+        until(lambda: system.ask("slow", Get()).n > 100)
+        sent = source.get(Field.SENT)
+        until(lambda: system.ask("slow", Get()).n > 300)
+        # What is under way is bounded by rings and outboxes, however long it goes on.
+        assert source.get(Field.SENT) - 300 < 6 * MIB // 1000, (sent, source.get(Field.SENT))
+        assert rss(system, "source") - before < 32 * MIB
+        assert system.ask("slow", Get()).in_order
+        system.stop(drain=False)
+
+
+class Token(Message):
+    hops: int
+    data: bytes
+
+
+class Player(Handler):
+    state: Count
+
+    @handle
+    def on_token(self, token: Token) -> None:
+        self.state.n += 1
+        if token.hops:
+            self.send(Token(token.hops - 1, token.data))
+
+    @handle
+    def on_get(self, get: Get) -> None:
+        self.reply(Seen(self.state.n, True))
+
+
+@pytest.mark.parametrize("level", ["memory", "process"])
+@pytest.mark.parametrize("players", [1, 2, 3])
+def test_a_cycle_of_full_rings_makes_progress(tmp_path: Path, players: int, level: str) -> None:
+    """Rings with room for three messages, and a hundred tokens going round: every ring is full towards the next."""
+    app = Topology("cycle", directory=tmp_path / "run", durability=level, ring_bytes=4096, max_message_bytes=1024,
+                   outbox_limit_bytes=64 << 10)  # fmt: skip
+    names = [f"p{number}" for number in range(players)]
+    for name in names:
+        app.worker(f"w-{name}", **{name: Player})
+    for name, following in zip(names, names[1:] + names[:1], strict=True):
+        app.route(name, Token, to=following)
+    app.external("p0", Token)
+    for name in names:
+        app.external(name, Get)
+    tokens, hops = 100, 50
+    with app.start() as system:
+        for _ in range(tokens):
+            system.send("p0", Token(hops, bytes(900)))
+        until(lambda: sum(system.ask(name, Get()).n for name in names) == tokens * (hops + 1))
+    assert system.join() is ExitStatus.OK
+
+
+def test_an_external_sender_waits_for_room_with_a_deadline(tmp_path: Path) -> None:
+    app = Topology("slow", directory=tmp_path / "run", ring_bytes=16 << 10, max_message_bytes=4 << 10, outbox_limit_bytes=32 << 10)
+    app.worker("end", slow=Slow.spec(3600.0))
+    app.external("slow", Block, Get)
+    with app.start() as system:
+        with pytest.raises(SendTimeout) as full:
+            for n in range(1, 1000):
+                system.send("slow", Block(n, bytes(1000)), timeout=0.2)
+        assert full.value.backlog > 32 << 10
+        system.stop(drain=False)
+
+
+def test_a_backlog_longer_than_memory_waits_in_the_journal(tmp_path: Path) -> None:
+    """One handling sends far more than the outbox limit: the rest is read back from disk, in order."""
+    app = Topology("burst", directory=tmp_path / "run", ring_bytes=64 << 10, max_message_bytes=16 << 10, outbox_limit_bytes=128 << 10)
+    app.worker("source", burst=Burst)
+    app.worker("end", slow=Slow.spec(0.0))
+    app.route("burst", Block, to="slow")
+    app.external("burst", Get)
+    app.external("slow", Get)
+    with app.start() as system:
+        system.send("burst", Get())
+        until(lambda: system.ask("slow", Get()).n == 5000)
+        assert system.ask("slow", Get()).in_order
+        assert rss(system, "source") < 200 * MIB
+
+
+class Burst(Handler):
+    @handle
+    def on_get(self, get: Get) -> None:
+        for n in range(1, 5001):
+            self.send(Block(n, bytes(1000)))
