@@ -189,21 +189,21 @@ class StateCodec:
         try:
             return _encode(state)
         except Exception as error:
-            raise BadState(self.type.__qualname__, _told(error)) from error
+            raise BadState(self.type.__name__, _told(error)) from error
 
     def check(self, data: bytes) -> None:
         """Prove that this can be read back."""
         try:
             self._decode(data)
         except Exception as error:
-            raise BadState(self.type.__qualname__, _told(error)) from error
+            raise BadState(self.type.__name__, _told(error)) from error
 
     def decode(self, data: bytes) -> Any:
         """What was written, also by an earlier version of the class; BadRecord if it does not fit it any more."""
         try:
             return self._decode(data)
         except Exception as error:
-            raise BadRecord(f"not a {self.type.__qualname__}: {_told(error)}", len(data)) from error
+            raise BadRecord(f"not a {self.type.__name__}: {_told(error)}", len(data)) from error
 
 
 def summary(value: object) -> str:

@@ -17,17 +17,19 @@ import msgspec
 
 from actors.codec import FLAG_ASK, FLAG_ERROR, FLAG_REPLY, RunCodec
 from actors.endpoint import Arrival, Endpoint
-from actors.errors import MessageTooLarge
+from actors.errors import MessageTooLarge, SenderError
 from actors.hosted import Context, Hosted
 from actors.message import Message
 from actors.outgoing import EncodedRun, Outgoing
 from actors.plan import GATEWAY, Plan
+from actors.replies import pack_answer, pack_failure
 from actors.resume import SESSION
 from actors.system_errors import HandlerFailed, NothingToReply
 from bus import Field
 from persist.format import DeadLetter
 
 INLINE_LIMIT = 10_000  # messages between handlers of the worker in one transaction; the rest is carried over
+BATCH_NS = 20_000_000  # after which a batch is committed, so that the control lane is looked at however slow handlers are
 LOOP_CALLS = 1024  # on_loop calls of one handler in one transaction
 LOOP_SECONDS = 0.001  # and the time they may take together
 LOOP_PAUSE = 0.01  # before the next call of an on_loop that sent nothing and did not say
@@ -82,10 +84,12 @@ class Dispatcher:
         self._context = context
         self._cells = endpoint.cells
         self._session = session.encode()
+        self._codecs: dict[type, RunCodec[Message]] = {}  # of replies
         self._touched: set[Hosted] = set()
         self._began = (0, 0)  # (peer index, seq) of the last message of the run at hand
         self._inline = INLINE_LIMIT
         self._budget = INLINE_LIMIT
+        self._until = 0
         self._gateway = next(link.index for link in endpoint.links if link.name == GATEWAY)
         self._reply_route = plan.reply_route(endpoint.me.name).id
         self._sources = [hosted for hosted in self.hosted if hosted.plan.description.has_on_loop]
@@ -140,17 +144,17 @@ class Dispatcher:
         self._cells[Field.BUSY_HANDLER] = hosted.index + 1
 
     # ------------------------------------------------------------------------------------------------ messages
-    def run(self, arrivals: Sequence[Arrival]) -> None:
-        """Handles and commits what arrived. Afterwards all of it is consumed."""
-        while arrivals:
-            if self.attempts:
-                arrivals = self._carefully(arrivals)
-                continue
+    def run(self, arrivals: Sequence[Arrival]) -> Sequence[Arrival]:
+        """Handles and commits what arrived, for a bounded time; returns what is left for the next call.
+
+        When nothing is left, all of it is consumed and its space in the rings is free.
+        """
+        self._until = time.monotonic_ns() + BATCH_NS
+        if self.attempts:
+            arrivals = self._carefully(arrivals)
+        else:
             try:
-                for arrival in arrivals:
-                    skip = self._endpoint.admit(arrival)
-                    if skip < arrival.length:
-                        self._handle(arrival, skip)
+                left = self._handle_all(arrivals)
                 prepared = self._prepare()
             except Exception:  # whatever user code raises; the careful way finds out which message it was
                 # Anything up to the last message begun may be the cause.
@@ -158,39 +162,51 @@ class Dispatcher:
                 self._rollback()
             else:
                 self._commit(prepared)
-                break
+                arrivals = left
         self._cells[Field.BUSY_PEER] = 0
-        self._endpoint.release()
+        if not arrivals:
+            self._endpoint.release()
+        return arrivals
 
-    def _handle(self, arrival: Arrival, skip: int) -> None:
+    def _handle_all(self, arrivals: Sequence[Arrival]) -> Sequence[Arrival]:
+        """Handles until time or the size of a batch is up; returns what is left."""
+        room = self._plan.limits.batch
+        for number, arrival in enumerate(arrivals):
+            skip = self._endpoint.admit(arrival)
+            if skip < arrival.length and not self._handle(arrival, skip):
+                return arrivals[number:]
+            room -= arrival.length
+            if room <= 0:
+                return arrivals[number + 1 :]
+        return ()
+
+    def _handle(self, arrival: Arrival, skip: int) -> bool:
+        """Handles a run but for the messages to skip. False if time was up before its end; the rest is then new."""
         inlet = self._inlets[arrival.route]
         messages = inlet.codec.decode_run(arrival.body)
         if skip:
             messages = messages[skip:]
-        seq = arrival.first + skip
+        seq = first = arrival.first + skip
         self._begin(arrival, seq)
-        if len(inlet.calls) == 1:
+        # The hot loop: what one message costs is decided here.
+        cells, context, local, now, until = self._cells, self._context, self._outgoing.local, time.monotonic_ns, self._until
+        busy_seq, busy_since = int(Field.BUSY_SEQ), int(Field.BUSY_SINCE_NS)
+        alone = len(inlet.calls) == 1
+        if alone:
             self._enter(inlet.calls[0][0])
-            call = inlet.calls[0][1]
-            # The hot loop: what one message costs is decided here.
-            cells, context, local, now = self._cells, self._context, self._outgoing.local, time.monotonic_ns
-            busy_seq, busy_since = int(Field.BUSY_SEQ), int(Field.BUSY_SINCE_NS)
-            for message in messages:
-                cells[busy_seq] = context.seq = seq
-                cells[busy_since] = now()
-                call(message)
-                if local:
-                    self._drain_local()
-                seq += 1
-        else:
-            for message in messages:
-                self._cells[Field.BUSY_SEQ] = self._context.seq = seq
-                self._cells[Field.BUSY_SINCE_NS] = time.monotonic_ns()
-                self._call(inlet, message)
+        call = inlet.calls[0][1] if alone else lambda message: self._call(inlet, message)
+        for message in messages:
+            cells[busy_seq] = context.seq = seq
+            cells[busy_since] = began = now()
+            if began > until and seq > first:
+                break
+            call(message)
+            if local:
                 self._drain_local()
-                seq += 1
-        self._cells[Field.HANDLED] += len(messages)
-        arrival.link.inbound.stage(arrival.first + arrival.length - 1)
+            seq += 1
+        cells[Field.HANDLED] += seq - first
+        arrival.link.inbound.stage(seq - 1)
+        return seq - first == len(messages)
 
     def _begin(self, arrival: Arrival, seq: int) -> None:
         """The message in progress, for whoever has to find out what a worker died of."""
@@ -281,8 +297,8 @@ class Dispatcher:
                     for seq, raw in enumerate(raws[skip:], arrival.first + skip):
                         self._alone(arrival, seq, bytes(raw))
                         self._forget_passed()
-                        if not self.attempts:
-                            return ordered[number:]  # the rest of this one is known by the watermark inside it
+                        if not self.attempts or time.monotonic_ns() > self._until:
+                            return ordered[number:]  # what is consumed of this one is known by the watermark inside it
         finally:
             self._inline = self._budget = INLINE_LIMIT
         return []
@@ -326,10 +342,9 @@ class Dispatcher:
             body=raw,
         )
         arrival.link.inbound.stage(seq)
-        runs = []
         if arrival.flags & FLAG_ASK:
-            runs.append(self._answer(seq, FLAG_ERROR, msgspec.msgpack.encode((letter.handler, letter.type, reason))))
-        self._commit(_Prepared(runs, [], []), [letter])
+            self._answer(FLAG_ERROR, pack_failure(seq, letter.handler, letter.type, reason))
+        self._commit(self._prepare(), [letter])
 
     def _forget_passed(self) -> None:
         """Attempts of consumed messages are history."""
@@ -383,15 +398,19 @@ class Dispatcher:
         context = self._context
         if not context.flags & FLAG_ASK or context.peer != GATEWAY or context.replied:
             raise NothingToReply(context.handler, type(message).__name__, context.message_id(), context.replied)
-        name = f"{type(message).__module__}:{type(message).__qualname__}"
-        body = msgspec.msgpack.encode((name, message))
-        if len(body) > self._plan.limits.max_message_bytes:
-            raise MessageTooLarge(type(message).__name__, len(body), self._plan.limits.max_message_bytes)
+        codec = self._codecs.get(type(message))
+        if codec is None:
+            codec = self._codecs[type(message)] = RunCodec(type(message))
+        try:
+            body = pack_answer(context.seq, message, codec)
+            if len(body) > self._plan.limits.max_message_bytes:
+                raise MessageTooLarge(codec.type_name, len(body), self._plan.limits.max_message_bytes)
+        except SenderError as error:
+            error.blame(context.handler)
+            raise
         context.replied = True
-        self._outgoing.add(self._answer(context.seq, 0, body))
+        self._answer(0, body)
 
-    def _answer(self, request: int, flags: int, body: bytes) -> EncodedRun:
-        """A reply goes back on the edge to the gateway, led by the sequence number of what it answers."""
-        return EncodedRun(
-            self._reply_route, 1, FLAG_REPLY | flags, (self._gateway,), request.to_bytes(8, "little") + body
-        )
+    def _answer(self, flags: int, body: bytes) -> None:
+        """An answer goes back on the edge to the gateway."""
+        self._outgoing.add(EncodedRun(self._reply_route, 1, FLAG_REPLY | flags, (self._gateway,), body))

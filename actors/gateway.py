@@ -20,7 +20,8 @@ from actors.errors import MessageTooLarge
 from actors.message import Message
 from actors.outgoing import EncodedRun
 from actors.plan import Plan, Route
-from actors.system_errors import AskFailed, AskTimeout, BadReply, SendTimeout, SystemClosed, UnknownHandler
+from actors.replies import read_answer, read_failure, request_of, type_key
+from actors.system_errors import AskTimeout, BadReply, SendTimeout, SystemClosed, UnknownHandler
 from bus import Field
 
 IDLE_WAIT = 0.25  # seconds; every wait is bounded
@@ -35,7 +36,7 @@ class Gateway:
         self._endpoint = endpoint
         self._resolve = resolve
         self._codecs: dict[type, RunCodec] = {}
-        self._asked: dict[tuple[int, int], Future[Message]] = {}
+        self._asked: dict[tuple[int, int], tuple[Future[Message], type[Message] | None]] = {}
         self._peers = {link.name: link.index for link in endpoint.links}
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -49,12 +50,12 @@ class Gateway:
 
     def send(self, handler: str, message: Message, timeout: float | None) -> None:
         """Returns once the message is durable. Raises SendTimeout when there is no room for it until then."""
-        self._send(handler, message, timeout, 0)
+        self._send(handler, message, timeout, 0, None)
 
-    def ask(self, handler: str, message: Message, timeout: float) -> Message:
+    def ask(self, handler: str, message: Message, timeout: float, reply: type[Message] | None) -> Message:
         """The handler's reply. AskTimeout: no reply yet, the message may still take effect; AskFailed: it was given up."""
         deadline = time.monotonic() + timeout
-        key, future = self._send(handler, message, timeout, FLAG_ASK)
+        key, future = self._send(handler, message, timeout, FLAG_ASK, reply)
         try:
             return future.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
@@ -77,12 +78,12 @@ class Gateway:
         if self._thread.ident is not None:
             self._thread.join()
         with self._lock:
-            for future in self._asked.values():
+            for future, _ in self._asked.values():
                 _settle(future, SystemClosed(self._plan.name))
 
     # ------------------------------------------------------------------------------------------------ sending
     def _send(
-        self, handler: str, message: Message, timeout: float | None, flags: int
+        self, handler: str, message: Message, timeout: float | None, flags: int, reply: type[Message] | None
     ) -> tuple[tuple[int, int], Future[Message]]:
         route = self._route(handler, message)
         body = self._encode(message)
@@ -100,7 +101,7 @@ class Gateway:
             self._endpoint.commit([EncodedRun(route.id, 1, flags, (peer,), body)])
             key, future = (peer, outbound.assigned), Future[Message]()
             if flags & FLAG_ASK:
-                self._asked[key] = future
+                self._asked[key] = (future, reply)
             return key, future
 
     def _route(self, handler: str, message: Message) -> Route:
@@ -144,7 +145,7 @@ class Gateway:
         except Exception as failure:  # a poisoned journal, a corrupt ring: nobody may be left waiting
             with self._room:
                 self._failure = failure
-                for future in self._asked.values():
+                for future, _ in self._asked.values():
                     _settle(future, failure)
                 self._room.notify_all()
 
@@ -169,15 +170,16 @@ class Gateway:
 
     def _answer(self, arrival: Arrival) -> None:
         body = bytes(arrival.body)
-        future = self._asked.get((arrival.link.index, int.from_bytes(body[:8], "little")))
-        if future is None:
+        waiting = self._asked.get((arrival.link.index, request_of(body)))
+        if waiting is None:
             return  # nobody waits for it any more
+        future, expected = waiting
+
+        def resolve(key: str) -> type[Message]:
+            return expected if expected is not None and type_key(expected) == key else self._resolve(key)
+
         try:
-            if arrival.flags & FLAG_ERROR:
-                _settle(future, AskFailed(*msgspec.msgpack.decode(body[8:], type=tuple[str, str, str])))
-                return
-            name, raw = msgspec.msgpack.decode(body[8:], type=tuple[str, msgspec.Raw])
-            _settle(future, msgspec.msgpack.decode(raw, type=self._resolve(name)))
+            _settle(future, read_failure(body) if arrival.flags & FLAG_ERROR else read_answer(body, resolve))
         except (msgspec.MsgspecError, BadReply) as error:
             _settle(future, error)
 

@@ -104,7 +104,7 @@ class Handler:
         settle(cls, local_names(1))
 
     def _not_running(self, action: str) -> NoReturn:
-        raise NotRunning(type(self).__qualname__, action)
+        raise NotRunning(type(self).__name__, action)
 
 
 def handle(method: H) -> H:
@@ -179,7 +179,9 @@ def _handles(cls: type, problems: list[str]) -> dict[type[Message], str]:
     found: dict[type[Message], str] = {}
     for name in dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base)):
         definitions = [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
-        marked = next((one for one in definitions if _MARK in getattr(one, "__dict__", {})), None)
+        marked = next(
+            (one for one in definitions if _MARK in getattr(getattr(one, "__func__", one), "__dict__", {})), None
+        )
         if marked is None or definitions[0] is None:
             continue  # not one, or taken back by `name = None`
         if not isinstance(definitions[0], FunctionType) or not isinstance(marked, FunctionType):
@@ -198,7 +200,7 @@ def _handles(cls: type, problems: list[str]) -> dict[type[Message], str]:
                 problems.append(f"{name}: {reason}")
             elif type_ in found:
                 problems.append(
-                    f"{found[type_]} and {name} both handle {type_.__qualname__}: keep one"
+                    f"{found[type_]} and {name} both handle {type_.__name__}: keep one"
                     f" (a subclass overrides a method by its name, or takes it back by `{found[type_]} = None`)"
                 )
             else:
@@ -226,7 +228,7 @@ def _annotated_types(method: FunctionType, local: Mapping[str, Any]) -> tuple[An
 
 
 def _not_a_message(type_: Any) -> str | None:
-    text = getattr(type_, "__qualname__", None) or repr(type_)
+    text = getattr(type_, "__name__", None) or repr(type_)
     if not isinstance(type_, type) or not issubclass(type_, Message):
         return f"it takes {text}, which is not a Message class"
     if type_ is Message:
@@ -250,7 +252,7 @@ def _callable_problems(name: str, function: Any, arguments: int) -> list[str]:
     except TypeError:
         takes = "one parameter, the message" if arguments else "no parameters"
         return [f"{name}{signature} must take {takes}, besides self"]
-    if arguments and not getattr(function, _MARK, True):
+    if arguments and getattr(function, _MARK, None) == ():
         return [f"{name}: its parameter has no annotation, which says what messages it is for, as in `trade: Trade`"]
     return []
 
@@ -287,10 +289,10 @@ def _state(cls: type, problems: list[str]) -> tuple[type[State] | None, TableTyp
         problems.append(f"state: {declared!r} is not a State class of yours or a Table[K, V]")
         return None, None
     unencodable = check_encodable(declared)
-    problems.extend(f"state: {declared.__qualname__}.{text}" for text in unencodable)
+    problems.extend(f"state: {declared.__name__}.{text}" for text in unencodable)
     if not unencodable:
         problems.extend(
-            f"state: {declared.__qualname__}.{one.name} has no default: give it the value of the first start"
+            f"state: {declared.__name__}.{one.name} has no default: give it the value of the first start"
             for one in fields(declared)
             if one.required
         )

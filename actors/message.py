@@ -209,7 +209,7 @@ def _unknown_class(info: Any) -> str | None:
             continue
         seen.add(id(part))
         if isinstance(part, msgspec.inspect.CustomType):
-            return part.cls.__qualname__
+            return part.cls.__name__
         if isinstance(part, (list, tuple)):
             pending.extend(part)
         elif isinstance(part, (msgspec.inspect.Type, msgspec.inspect.Field)):

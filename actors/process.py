@@ -159,7 +159,7 @@ def start_forkserver(preload: Sequence[str] = PRELOAD) -> None:
     global _server
     with _guard:
         if _server._forkserver_pid is None:
-            _server.set_forkserver_preload(list(preload))
+            _server.set_forkserver_preload([__name__, *preload])
         resource_tracker.ensure_running()
         # Blocked signals are inherited: the fork server never hears what is meant for the supervisor, not even while it
         # starts. (The resource tracker must be running by now: starting it ends with unblocking these signals.)
@@ -170,7 +170,7 @@ def start_forkserver(preload: Sequence[str] = PRELOAD) -> None:
             except ChildProcessError:
                 # It died, and somebody else in this process waited for it: nobody knows of it any more.
                 _server = forkserver.ForkServer()
-                _server.set_forkserver_preload(list(preload))
+                _server.set_forkserver_preload([__name__, *preload])
                 _server.ensure_running()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

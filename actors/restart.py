@@ -146,7 +146,7 @@ def decide(
     history = History((*history.restarts, (now, spec.name)))
     if len(history.restarts) > policy.max_restarts:
         limit = f"more than {policy.max_restarts} restarts within {policy.period:g} s"
-        return GiveUp(f"{limit}; worker {spec.name!r} was the last to die: {death.reason}"), history
+        return GiveUp(f"{limit} (all workers together); the last death: {death.reason}"), history
     return RestartAfter(backoff(policy, history.count(spec.name), random)), history
 
 
@@ -194,12 +194,11 @@ def affected(strategy: Strategy, order: Sequence[str], dead: str) -> tuple[str, 
 
 def _hopeless(death: Death) -> GiveUp | None:
     """Ends that another try cannot make good, whatever the child spec says."""
-    reason = f"worker {death.name!r}: {death.reason}"
     if death.code == WorkerExit.JOURNAL_REFUSED:
-        return GiveUp(reason, ExitStatus.DAMAGED)
+        return GiveUp(death.reason, ExitStatus.DAMAGED)
     if death.code == WorkerExit.NO_SPACE and not death.was_up:
-        return GiveUp(reason, ExitStatus.NO_SPACE)
+        return GiveUp(death.reason, ExitStatus.NO_SPACE)
     if death.code == WorkerExit.START_FAILED and not death.was_up:
         # As in OTP: a child that cannot start when the system starts is an error of that start, not a death.
-        return GiveUp(reason, ExitStatus.GAVE_UP)
+        return GiveUp(death.reason, ExitStatus.GAVE_UP)
     return None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import pwd
 import time
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
@@ -31,6 +32,7 @@ from actors.status_types import (
     EdgeStatus,
     Ended,
     ProcessStatus,
+    Reading,
     SystemList,
     SystemStatus,
     WorkerStatus,
@@ -45,10 +47,13 @@ __all__ = [
     "WorkerStatus",
     "list_status",
     "locate",
+    "read_process",
     "read_status",
+    "readings",
     "with_rates",
 ]
 
+INTERVAL: Final = 1.0  # seconds between two readings of somebody who watches
 _SHM: Final = Path("/dev/shm")
 _ATTEMPTS: Final = 3  # a system may end, or be started again, between two looks at it
 _PID_SLACK: Final = 2.0  # seconds by which a process may seem younger than its own first sign of life
@@ -74,6 +79,17 @@ def list_status(home: Path | None = None, *, hung_after: float = HUNG_AFTER) -> 
     home = home or default_home()
     readings = [read_status(found.path, hung_after=hung_after) for found in list_systems(home)]
     return SystemList(home=str(home), systems=tuple(one for one in readings if one.condition is not Condition.UNKNOWN))
+
+
+def readings(read: Callable[[], Reading], first: Reading, *, interval: float = INTERVAL) -> Iterator[Reading]:
+    """`first`, then a new reading each `interval` seconds for ever, with rates over the time since the one before."""
+    reading = first
+    while True:
+        yield reading
+        time.sleep(interval)
+        previous, reading = reading, read()
+        if isinstance(reading, SystemStatus) and isinstance(previous, SystemStatus):
+            reading = with_rates(previous, reading)
 
 
 def locate(system: str | os.PathLike[str], home: Path | None = None) -> Path:

@@ -83,6 +83,15 @@ def with_board(
     return replace(status, notes=(*notes_of(status), *problems))
 
 
+def system_state(identity: Identity) -> str:
+    """What a system is doing, by its board; empty if there is none."""
+    try:
+        with closing(Segment.attach(identity.board)) as segment, closing(Board(segment.buf)) as board:
+            return _state(board.get(BoardCell.SYSTEM_STATE))
+    except (SegmentMissing, LayoutError, OSError):
+        return ""
+
+
 class _Reader:
     def __init__(self, identity: Identity, board: Board, hung_after: float, read_process: ReadProcess) -> None:
         self._identity = identity

@@ -198,7 +198,10 @@ class SystemList(msgspec.Struct, frozen=True, kw_only=True):
     systems: tuple[SystemStatus, ...]
 
 
-def to_json(status: SystemStatus | SystemList, *, indent: int = 2) -> str:
+Reading = SystemStatus | SystemList
+
+
+def to_json(status: Reading, *, indent: int = 2) -> str:
     return msgspec.json.format(msgspec.json.encode(status), indent=indent).decode()
 
 

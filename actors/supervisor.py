@@ -153,10 +153,10 @@ class Supervisor:
             self._press()
         else:
             self._start_what_is_due()
-            if self.state is WorkerState.DRAINING:
-                self._drain()
-            elif all(child.over for child in self._children):
-                self._begin_drain("every worker has ended")
+        if self.state is WorkerState.DRAINING:
+            self._drain()
+        elif self.state is not WorkerState.STOPPING and all(child.over for child in self._children):
+            self._begin_drain("every worker has ended")
         return self._longest_wait()
 
     def _longest_wait(self) -> float:
@@ -258,7 +258,7 @@ class Supervisor:
             case GiveUp(reason, status):
                 child.supervised_as(WorkerState.GAVE_UP)
                 self._publish(events.WorkerGaveUp(child.name, reason))
-                self._conclude(status, reason)
+                self._conclude(status, f"gave up on worker {child.name!r}: {reason}")
                 self._begin_stop(self._stop_timeout)
 
     def _restart(self, dead: Child, due: float, delay: float) -> None:

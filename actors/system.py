@@ -6,6 +6,7 @@ directory, the segments of a dead predecessor, the segments, the gateway's journ
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import signal
@@ -14,11 +15,12 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import cloudpickle
 import msgspec
 
+from actors.errors import TopologyError
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
@@ -26,21 +28,32 @@ from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identit
 from actors.message import Message
 from actors.plan import GATEWAY, Plan
 from actors.process import WorkerProcess
+from actors.replies import type_key
 from actors.resume import Names
 from actors.restart import ChildSpec, Policy
-from actors.rundir import AlreadyRunning, RunDirectory, default_home
+from actors.rundir import AlreadyRunning, RunDirectory, RunDirectoryError, default_home
 from actors.supervisor import Supervisor
 from actors.system_errors import BadReply, StartFailed
 from actors.wiring import Wires, attach_board, attach_ring, board_name, connect, create_segments, ring_name
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
 from bus import Block, Cell, Field, Segment, SharedMemoryFull, Text, WorkerState
 from bus.segment import remove_stale
+from persist import (
+    DamagedJournal,
+    JournalLocked,
+    JournalPoisoned,
+    NewerFormat,
+    NotAJournal,
+    PersistError,
+    UnknownName,
+)
 
 if TYPE_CHECKING:
     from actors.status import SystemStatus
     from actors.topology import Topology
 
 READY_TIMEOUT = 60.0
+R = TypeVar("R", bound=Message)
 
 
 class System:
@@ -94,12 +107,22 @@ class System:
         """
         self._gateway.send(handler, message, timeout)
 
-    def ask(self, handler: str, message: Message, timeout: float = 30.0) -> Message:
-        """Sends, and returns what the handler answers by `self.reply`.
+    @overload
+    def ask(self, handler: str, message: Message, timeout: float = 30.0, *, reply: type[R]) -> R: ...
 
-        Raises AskTimeout (the message stays sent), AskFailed when the message became a dead letter, and as `send`.
+    @overload
+    def ask(self, handler: str, message: Message, timeout: float = 30.0) -> Any: ...
+
+    def ask(self, handler: str, message: Message, timeout: float = 30.0, *, reply: type[R] | None = None) -> Any:
+        """Sends, and returns what the handler answers by `self.reply`, which must be a `reply` if that is given.
+
+        Raises AskTimeout (the message stays sent), AskFailed when the message became a dead letter, BadReply when the
+        answer is of another type or its type is not known here, and as `send`.
         """
-        return self._gateway.ask(handler, message, timeout)
+        answer = self._gateway.ask(handler, message, timeout, reply)
+        if reply is not None and not isinstance(answer, reply):
+            raise BadReply(type(answer).__qualname__, reply.__qualname__)
+        return answer
 
     def status(self) -> SystemStatus:
         """What `ringleader status` shows, as an object."""
@@ -157,6 +180,8 @@ class System:
             if not self._ended.is_set():
                 self._supervisor.request_stop_now()
             status = self.join()
+            if status is ExitStatus.OK:
+                return self  # a stop was asked for meanwhile
             raise StartFailed(self.name, int(status), self._supervisor.reason)
         return self
 
@@ -244,11 +269,11 @@ class System:
     def _resolve(self, name: str) -> type[Message]:
         """The class of a reply. Only what this process has defined or imported: nothing is imported for a reply."""
         for route in self.plan.routes:
-            if route.message is not None and f"{route.message.__module__}:{route.message.__qualname__}" == name:
+            if route.message is not None and type_key(route.message) == name:
                 return route.message
         for handler in self.plan.handlers:
             for known in handler.description.replies:
-                if f"{known.__module__}:{known.__qualname__}" == name:
+                if type_key(known) == name:
                     return known
         module, _, qualname = name.partition(":")
         found: object = sys.modules.get(module)
@@ -305,17 +330,19 @@ class System:
         self._directory.close()
 
 
-def start(topology: Topology, *, timeout: float = READY_TIMEOUT, observer: Observer | None = None) -> System:
-    """Checks the topology and starts it. Raises TopologyError, AlreadyRunning, StartFailed."""
+def prepare(topology: Topology, observer: Observer | None = None) -> System:
+    """Checks the topology and takes what a system needs, without starting it. Raises TopologyError, StartFailed."""
     plan = topology.compile()
     directory = Path(topology.directory) if topology.directory is not None else default_home() / plan.name
     try:
-        system = System(plan, directory, observer)
-    except SharedMemoryFull as error:
-        raise StartFailed(plan.name, ExitStatus.NO_SPACE, str(error)) from error
-    except AlreadyRunning as error:
-        raise StartFailed(plan.name, ExitStatus.HELD, str(error)) from error
-    return system.start(timeout)
+        return System(plan, directory, observer)
+    except (SharedMemoryFull, AlreadyRunning, RunDirectoryError, PersistError, OSError) as error:
+        raise StartFailed(plan.name, _status_of(error), str(error)) from error
+
+
+def start(topology: Topology, *, timeout: float = READY_TIMEOUT, observer: Observer | None = None) -> System:
+    """Checks the topology and starts it. Raises TopologyError, and StartFailed with the exit status and the reason."""
+    return prepare(topology, observer).start(timeout)
 
 
 def run(topology: Topology) -> None:
@@ -324,29 +351,47 @@ def run(topology: Topology) -> None:
     Returns after a clean end. Any other end raises SystemExit with one of `ExitStatus`, so that a script which ends
     with `app.run()` never exits 0 by mistake.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("run() takes the signals, which only the main thread can: use start() in other threads")
+    try:
+        status, reason = _run(prepare(topology))
+    except TopologyError as error:
+        status, reason = ExitStatus.USAGE, str(error)
+    except StartFailed as error:
+        status, reason = ExitStatus(error.status), str(error)
+    if status is not ExitStatus.OK:
+        print(f"ringleader: {topology.name}: {reason or status.meaning} (status {int(status)})", file=sys.stderr)
+        raise SystemExit(int(status))
+
+
+def _run(system: System) -> tuple[ExitStatus, str]:
     received = 0
-    system: System | None = None
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal received
         received += 1
-        if system is not None:
-            system.request_stop() if received == 1 else system.request_stop_now()
+        if received == 1:
+            system.request_stop()
+        else:
+            system.request_stop_now()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        try:
-            system = start(topology)
-        except StartFailed as error:
-            print(f"ringleader: {error}", file=sys.stderr)
-            raise SystemExit(error.status) from error
-        if received:
-            system.request_stop()
-        status = system.join()
+        system.start()
+        return system.join(), system.reason
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if status is not ExitStatus.OK:
-        reason = system.reason
-        print(f"ringleader: {topology.name}: {reason or status.meaning} (status {int(status)})", file=sys.stderr)
-        raise SystemExit(int(status))
+
+
+def _status_of(error: Exception) -> ExitStatus:
+    match error:
+        case SharedMemoryFull():
+            return ExitStatus.NO_SPACE
+        case AlreadyRunning() | JournalLocked():
+            return ExitStatus.HELD
+        case DamagedJournal() | NewerFormat() | NotAJournal() | UnknownName():
+            return ExitStatus.DAMAGED
+        case JournalPoisoned() | OSError() if getattr(error.__cause__ or error, "errno", None) == errno.ENOSPC:
+            return ExitStatus.NO_SPACE
+    return ExitStatus.FAILED

@@ -66,14 +66,16 @@ class AskFailed(RingleaderError):
 
 
 class BadReply(RingleaderError):
-    """The reply's type is not known here."""
+    """The reply is not of the type that was asked for, or of one that is not known here."""
 
-    def __init__(self, type: str) -> None:  # noqa: A002
-        super().__init__(type)
-        self.type = type
+    def __init__(self, type: str, expected: str = "") -> None:  # noqa: A002
+        super().__init__(type, expected)
+        self.type, self.expected = type, expected
 
     def __str__(self) -> str:
-        return f"the reply is a {self.type}, which this process cannot find: define the class at the top of a module"
+        if self.expected:
+            return f"the reply is a {self.type}, not a {self.expected}"
+        return f"the reply is a {self.type}, which this process cannot find: pass it as `reply=`, or define it at the top of a module"
 
 
 class NothingToReply(RingleaderError):

@@ -195,7 +195,7 @@ def _unshippable(plan: Plan) -> list[Problem]:
 
     found = []
     for handler in plan.handlers:
-        parts = {handler.spec.cls.__qualname__: handler.spec.cls}
+        parts = {handler.spec.cls.__name__: handler.spec.cls}
         parts |= {f"argument {number}": value for number, value in enumerate(handler.spec.args, 1)}
         parts |= {f"argument {name}": value for name, value in handler.spec.kwargs.items()}
         for name, value in parts.items():

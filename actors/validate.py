@@ -200,15 +200,13 @@ def _handlers(declaration: Declaration, known: Mapping[str, HandlerDescription])
             if cls not in told:
                 told.add(cls)
                 for text in declaration.describe(cls).problems:
-                    yield Problem(
-                        "bad-handler", name, f"handler {name!r}: {cls.__qualname__}: {text}", "", worker.where
-                    )
+                    yield Problem("bad-handler", name, f"handler {name!r}: {cls.__name__}: {text}", "", worker.where)
             args, kwargs = (value.args, value.kwargs) if isinstance(value, HandlerSpec) else ((), {})
             try:
                 inspect.signature(cls).bind(*args, **kwargs)
             except TypeError as error:
-                text = f"handler {name!r}: {cls.__qualname__} cannot be made with these arguments: {error}"
-                hint = f"give them with {cls.__qualname__}.spec(...)"
+                text = f"handler {name!r}: {cls.__name__} cannot be made with these arguments: {error}"
+                hint = f"give them with {cls.__name__}.spec(...)"
                 yield Problem("bad-arguments", name, text, hint, worker.where)
             except ValueError:
                 pass  # no signature to be had: the worker will find out
@@ -218,7 +216,7 @@ def _not_a_handler(name: str, value: Any, where: str) -> Problem:
     text = f"handler {name!r} is {value!r:.80}, which is not a Handler class"
     hint = "give a subclass of Handler, or its .spec(...)"
     if isinstance(value, Handler):
-        kind = type(value).__qualname__
+        kind = type(value).__name__
         text, hint = (
             f"handler {name!r} is an instance of {kind}",
             f"give the class, {kind} or {kind}.spec(...): workers make it",
@@ -231,10 +229,10 @@ def _not_a_handler(name: str, value: Any, where: str) -> Problem:
 def _unknown(declaration: Declaration, name: Any, hosted: Mapping[str, Any], role: str, where: str) -> Problem:
     workers = {worker.name: worker for worker in declaration.workers if isinstance(worker.name, str)}
     if isinstance(name, type):
-        text = f"{role} {name.__qualname__}: a route names handlers by their names in the topology, not by class"
+        text = f"{role} {name.__name__}: a route names handlers by their names in the topology, not by class"
         same = [repr(one) for one, value in hosted.items() if _class_of(value) is name]
         hint = f"did you mean {' or '.join(same)}?" if same else "no worker hosts this class"
-        return Problem("unknown-handler", name.__qualname__, text, hint, where)
+        return Problem("unknown-handler", name.__name__, text, hint, where)
     hint = closest(name, hosted, "handlers")
     if not isinstance(name, str):
         hint = "handlers are named by strings"
@@ -297,10 +295,10 @@ def _is_message(type_: Any) -> bool:
 
 
 def _not_a_message(role: str, type_: Any, where: str) -> Problem:
-    text = type_.__qualname__ if isinstance(type_, type) else f"{type_!r:.80}"
+    text = type_.__name__ if isinstance(type_, type) else f"{type_!r:.80}"
     hint = "routes carry subclasses of Message"
     if isinstance(type_, Message):
-        text, hint = f"an instance of {type(type_).__qualname__}", f"name the class, {type(type_).__qualname__}"
+        text, hint = f"an instance of {type(type_).__name__}", f"name the class, {type(type_).__name__}"
     return Problem("not-a-message", text, f"{role}: {text} is not a Message class", hint, where)
 
 
@@ -315,7 +313,7 @@ def _unhandled(role: str, target: HandlerDescription, name: str, type_: type, wh
         if match
         else f"it handles {names}: add a method marked @handle, or change the route"
     )
-    text = f"{role}, but {target.cls.__qualname__} does not handle it"
+    text = f"{role}, but {target.cls.__name__} does not handle it"
     yield Problem("unhandled-type", name, text, hint, where)
 
 

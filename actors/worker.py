@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import cloudpickle
 
 from actors.codec import RUN, RunCodec
 from actors.dispatch import Dispatcher, Inlet
-from actors.endpoint import Endpoint
+from actors.endpoint import Arrival, Endpoint
 from actors.exits import WorkerExit
 from actors.hosted import Context, Hosted
 from actors.outgoing import Lane, Outgoing
@@ -143,6 +144,7 @@ class Worker:
         block.set(Field.STATE, WorkerState.RUNNING)
         control = int(Field.CONTROL)
         seen = Control.RUN
+        arrivals: Sequence[Arrival] = ()
         while True:
             if cells[control] != seen:
                 seen = Control(cells[control])
@@ -153,9 +155,9 @@ class Worker:
             now = time.monotonic_ns()
             cells[Field.HEARTBEAT_NS] = now
             worked = endpoint.progress()
-            arrivals = endpoint.take()
+            arrivals = arrivals or endpoint.take()
             if arrivals:
-                dispatcher.run(arrivals)
+                arrivals = dispatcher.run(arrivals)
                 worked = True
             due = float("inf")
             if seen is Control.RUN and dispatcher.has_sources and not endpoint.paused:

@@ -61,6 +61,8 @@ class _Memory(shared_memory.SharedMemory):
     """`SharedMemory` that is not tracked, and whose failed attach does not unlink another process's segment."""
 
     _fd: int
+    _buf: memoryview | None
+    _mmap: object
     _attaching = False
 
     def __init__(self, name: str, *, create: bool, size: int = 0) -> None:
@@ -93,10 +95,9 @@ class _Memory(shared_memory.SharedMemory):
             self._fd = -1
 
     def __del__(self) -> None:
-        try:
-            self.close()
-        except (OSError, BufferError):  # views are still alive: the mapping goes when they do
-            pass
+        """Forgotten, not closed: views that are still alive keep the mapping, which goes with the last of them."""
+        self._buf = self._mmap = None
+        self.close_descriptor()
 
 
 class Segment:

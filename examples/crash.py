@@ -1,6 +1,6 @@
-"""A message that kills its worker every time: the worker is restarted, the message becomes a dead letter, the rest flows.
+"""A message that kills its worker every time: the worker is restarted, the message becomes a dead letter.
 
-Its neighbours lose nothing by it, be they in the same worker, before it and behind it, or in another one.
+The other messages lose nothing by it: not those before and behind it, and not those of the other worker.
 """
 
 import os
@@ -45,7 +45,7 @@ class Fragile(Careful):
     def on_job(self, job: Job) -> None:
         if job.number == 3:
             os.kill(os.getpid(), signal.SIGKILL)  # a crash in a C library, or the out-of-memory killer
-        super().on_job(job)
+        self.state.jobs.append(job.number)
 
 
 def main(directory: Path) -> None:
@@ -63,9 +63,10 @@ def main(directory: Path) -> None:
             assert isinstance(done, Done)
             print(f"{handler} did the jobs {', '.join(map(str, done.jobs))}")
         for worker in system.status().workers:
-            print(f"worker {worker.name}: {worker.restarts} restarts {worker.last_death!r}")
+            print(", ".join(filter(None, [f"worker {worker.name}: {worker.restarts} restarts", worker.last_death])))
     for letter in read(directory / "journals" / "workshop").dead:
-        print(f"dead letter: a {letter.type} to {letter.handler}, after {letter.attempts} attempts: {letter.reason}")
+        what = letter.type.rpartition(".")[2]
+        print(f"dead letter: a {what} to {letter.handler}, after {letter.attempts} attempts: {letter.reason}")
 
 
 if __name__ == "__main__":

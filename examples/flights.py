@@ -44,12 +44,11 @@ from flights_messages import (
     Report,
     Row,
 )
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from actors import System, Topology
+from actors import RingleaderError, System, Topology
 
 POLL = 0.05  # seconds between two looks at the run
 EQUAL, DIFFERENT, NOT_RUN = 0, 1, 2
@@ -127,18 +126,20 @@ def there(directory: Path, rate: int, kills: int) -> Generator[Sight, None, None
             raise RunFailed(f"the system ended with exit status {child.returncode}")
 
 
-def watch(directory: Path, path: Path, rows: int, kills: Kills, args: argparse.Namespace, console: Console) -> Report:
-    """Runs the system, kills what is to be killed, and returns the complete report."""
+def watch(
+    directory: Path, path: Path, rows: int, kills: Kills, args: argparse.Namespace, console: Console
+) -> tuple[Report, int]:
+    """Runs the system and kills what is to be killed. Returns the complete report, and the rows counted before."""
+    before = None if (directory / "run").exists() else 0
     columns = (TextColumn("flights"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("flights", total=rows)
         while True:
-            run = (
-                there(directory, args.rate, args.kill) if args.kill_all else here(path, directory, args.rate, args.kill)
-            )
-            with closing(run) as seen:
+            options = (directory, args.rate, args.kill)
+            with closing(there(*options) if args.kill_all else here(path, *options)) as seen:
                 for sight in seen:
                     row = sight.report.rows
+                    before = row if before is None else before
                     progress.update(bar, completed=row)
                     report = sight.report
                     if report.complete:
@@ -146,10 +147,10 @@ def watch(directory: Path, path: Path, rows: int, kills: Kills, args: argparse.N
                     if args.kill_all and (killed := kills.system(row, sight.supervisor, sight.workers)):
                         console.print(f"{killed}; it resumes from {directory}", highlight=False)
                         break
-                    if killed := kills.worker(row, sight.workers):
+                    while killed := kills.worker(row, sight.workers):
                         console.print(killed, highlight=False)
                 else:
-                    return report
+                    return report, before or 0
 
 
 def figures(report: Report) -> dict[tuple[str, str], Figures]:
@@ -181,8 +182,7 @@ def differences(found: Mapping[tuple[str, str], Figures], expected: Mapping[tupl
 
 
 def show(report: Report, console: Console) -> None:
-    table = Table("", box=SIMPLE_HEAD, pad_edge=False, caption="mean and 95th percentile: arrival delay in minutes")
-    table.add_column("carrier", no_wrap=True)
+    table = Table("", "carrier", box=None, padding=(0, 2, 0, 0))
     for title in ("flights", "cancelled", "rejected", "mean", "95 %"):
         table.add_column(title, justify="right")
     names = airlines()
@@ -195,18 +195,26 @@ def show(report: Report, console: Console) -> None:
             f"{mean:.2f}" if carrier.arrival_delays else "",
             "" if carrier.arrival_delay_p95 is None else str(carrier.arrival_delay_p95),
         )
-    console.print(table)
+    console.print("Arrival delays in minutes, by carrier:", table, sep="\n")
     for reject in report.rejects:
         console.print(f"{reject.rows:,} rows rejected: {reject.reason} (first: row {reject.first:,})", highlight=False)
 
 
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return int(text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Counts all flights that left New York City in 2013.")
-    parser.add_argument("--kill", type=int, default=0, metavar="N", help="kill N random workers while it runs")
+    parser.add_argument("--kill", type=natural, default=0, metavar="N", help="kill N random workers while it runs")
     parser.add_argument("--kill-all", action="store_true", help="kill the whole system in the middle, and resume")
     parser.add_argument("--seed", type=int, help="for what --kill kills, and when")
-    parser.add_argument("--rows", type=int, metavar="N", help="only the first N flights")
-    parser.add_argument("--rate", type=int, default=0, metavar="N", help="read about N flights per second, not more")
+    parser.add_argument("--rows", type=natural, metavar="N", help="only the first N flights")
+    parser.add_argument(
+        "--rate", type=natural, default=0, metavar="N", help="read about N flights per second, not more"
+    )
     parser.add_argument("--directory", type=Path, help="keep the run here; a run that was killed is resumed")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -220,19 +228,26 @@ def main() -> int:
                 serve(path, directory, args.rate, args.kill)
                 return EQUAL
             return run(path, rows, directory, args, console)
-        except (DataMissing, OtherFile, Orphans, RunFailed) as error:
+        except (DataMissing, OtherFile, Orphans, RunFailed, RingleaderError) as error:
             print(f"flights.py: {error}", file=sys.stderr)
-            return NOT_RUN
+        except KeyboardInterrupt:
+            if not args.serve:
+                again = f"; --directory {directory} resumes it" if args.directory else ""
+                print(f"flights.py: interrupted{again}", file=sys.stderr)
+        return NOT_RUN
 
 
 def run(path: Path, rows: int, directory: Path, args: argparse.Namespace, console: Console) -> int:
     seed = random.randrange(1_000_000) if args.seed is None else args.seed
     kills = Kills(seed, rows, args.kill, args.kill_all)
     start = time.monotonic()
-    report = watch(directory, path, rows, kills, args, console)
+    report, before = watch(directory, path, rows, kills, args, console)
     seconds = time.monotonic() - start
     show(report, console)
-    console.print(f"{rows:,} flights in {seconds:.1f} s: {rows / seconds:,.0f} flights/s", highlight=False)
+    if before:
+        console.print(f"{before:,} flights were counted by an earlier run in {directory}", highlight=False)
+    counted = rows - before
+    console.print(f"{counted:,} flights in {seconds:.1f} s: {counted / seconds:,.0f} flights/s", highlight=False)
     if args.kill or args.kill_all:
         console.print(f"{kills.summary} (--seed {seed})", highlight=False)
     found, expected = figures(report), direct(path)

@@ -27,7 +27,7 @@ from flights_messages import (
 from actors import Handler, State, Table, handle
 
 CHUNK = 64 * 1024  # bytes that the reader sends per transaction
-COUNT_EVERY = 2000  # rows between two signs of progress
+COUNT_EVERY = 1000  # rows between two signs of progress
 
 
 class Position(State):

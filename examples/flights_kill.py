@@ -25,11 +25,11 @@ class Orphans(Exception):
 
 
 class Kills:
-    """So many workers, each at a random row, and if asked for the whole system at the middle row."""
+    """So many workers, each at a random row of the first four fifths; if asked for, the whole system at the middle."""
 
     def __init__(self, seed: int, rows: int, workers: int, system: bool) -> None:
         self._random = Random(seed)
-        self._worker_due = sorted(self._random.randrange(rows * 19 // 20 + 1) for _ in range(workers))
+        self._worker_due = sorted(self._random.randrange(rows * 4 // 5 + 1) for _ in range(workers))
         self._system_due = rows // 2 if system else None
         self._workers = self._systems = 0  # kills that were done
         self._killed: set[int] = set()  # a process that was killed is not killed again while it is still listed

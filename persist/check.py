@@ -64,8 +64,7 @@ def check(directory: str | os.PathLike[str]) -> Report:
         report.torn = found.torn
         before: Recovered | None = None
         for segment in found.segments:
-            last = segment is found.segments[-1] and found.torn is None
-            before = _walk(opened, report, segment, before, last=last)
+            before = _walk(opened, report, segment, before, last=segment.number == found.last)
     finally:
         opened.close()
     return report

@@ -181,8 +181,8 @@ class Journal:
     def append(self, transaction: Transaction) -> int:
         """Commit: one write(). Returns the position. Sequence numbers that do not continue, and what cannot be encoded,
         are the caller's fault: they raise and nothing is written."""
-        if self._unusable:
-            raise JournalClosed(self._directory.path, self._unusable)
+        if self._unusable or self._writer.cause is not None:
+            self._check()
         assigned = self._assigned.copy()
         for send in transaction.sends:
             for peer, first in send.edges:

@@ -41,7 +41,7 @@ def recover(directory: Directory, found: Survey) -> Recovered:
     outbox = Outbox(_acked(base))
     for segment, after in found.pairs():
         peers = segment.snapshot.peers
-        reader = SegmentReader(directory, segment, last=after is None and found.torn is None)
+        reader = SegmentReader(directory, segment, last=segment.number == found.last)
         offset = SEGMENT_HEADER
         try:
             if after is None:
@@ -96,7 +96,7 @@ def refuse_unknown(directory: Directory, found: Survey, snapshot: Snapshot) -> N
     names: Counter[str] = Counter()
     for segment in found.segments:
         table = segment.snapshot
-        for _, sends in _sends(directory, segment, segment.body, last=segment is found.segments[-1]):
+        for _, sends in _sends(directory, segment, segment.body, last=segment.number == found.last):
             for send in sends:
                 for index, first in send.edges:
                     peer = name(table.peers, index)

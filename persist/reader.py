@@ -77,11 +77,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All segments, oldest first, without gaps. `torn` is a last segment that was not even begun whole; it is not among
-    them."""
+    """All segments, oldest first. `torn` is a last segment that was not even begun whole; it is not among them."""
 
     segments: tuple[Segment, ...]
     torn: TornTail | None
+    last: int  # the number of the last segment that has a file: only that one may have a torn tail
 
     def pairs(self) -> Iterator[tuple[Segment, Segment | None]]:
         """Each with the one after it."""
@@ -120,7 +120,7 @@ def survey(directory: Directory, faults: list[PersistError] | None = None) -> Su
             segments.append(found)
             previous = found
         expected = number + 1
-    return Survey(tuple(segments), torn)
+    return Survey(tuple(segments), torn, names[-1][0] if names else 0)
 
 
 def _head(file: File, name: str, number: int, previous: Segment | None, *, last: bool) -> Segment | TornTail:
@@ -150,7 +150,9 @@ def _head(file: File, name: str, number: int, previous: Segment | None, *, last:
         raise DamagedJournal(file.path, 0, size, f"the first segment begins at position {header.first_position}")
     first_position = header.first_position
     try:
-        frame = next(frames(file, first_position, SEGMENT_HEADER, size))
+        frame = next(frames(file, first_position, SEGMENT_HEADER, size), None)
+        if frame is None:
+            raise BadFrame("there is no frame")
     except BadFrame as bad:
         at_stake = size - SEGMENT_HEADER
         if last and known and not _good_frame_behind(file, first_position, SEGMENT_HEADER + 8, size, None):

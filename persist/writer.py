@@ -18,7 +18,7 @@ _INTERRUPTED = "a write was interrupted"
 
 
 class Writer:
-    """The end of a segment. `position` is where the next frame will stand."""
+    """The end of a segment. `position` is where the next frame will stand; `cause` says why it is poisoned, if so."""
 
     def __init__(self, file: File, epoch: int, first_position: int) -> None:
         self.epoch = epoch
@@ -27,7 +27,7 @@ class Writer:
         self.synced = True  # nothing was written since the last sync
         self._file = file
         self._buffer = bytearray()
-        self._cause: str | None = None
+        self.cause: str | None = None
 
     @classmethod
     def create(cls, directory: Directory, number: int, first_position: int, epoch: int, snapshot: Snapshot) -> Writer:
@@ -56,7 +56,7 @@ class Writer:
 
     def append(self, frame_type: int, record: Any) -> int:
         """Write one frame and return its position. What cannot be encoded raises and is not written."""
-        if self._cause is not None:
+        if self.cause is not None:
             self.check()
         position = self.position
         encode_frame(self._buffer, frame_type, self.epoch, position, record)
@@ -67,7 +67,7 @@ class Writer:
 
     def _put(self, data: bytearray, size: int) -> None:
         """Write all of `data`, of which the last `size` bytes are a frame."""
-        self._cause = _INTERRUPTED  # holds if a signal handler raises between the write and the last line
+        self.cause = _INTERRUPTED  # holds if a signal handler raises between the write and the last line
         self.synced = False
         try:
             written = self._file.write(data)
@@ -76,7 +76,7 @@ class Writer:
         if written != len(data):
             raise self.poison(f"short write: {written} of {len(data)} bytes")
         self.position += size
-        self._cause = None
+        self.cause = None
 
     def sync(self) -> None:
         """fdatasync, unless there is nothing to sync."""
@@ -91,12 +91,12 @@ class Writer:
 
     def check(self) -> None:
         """JournalPoisoned if it is."""
-        if self._cause is not None:
-            raise JournalPoisoned(self._file.path, self.offset, self._cause)
+        if self.cause is not None:
+            raise JournalPoisoned(self._file.path, self.offset, self.cause)
 
     def poison(self, cause: str) -> JournalPoisoned:
         """Refuse everything from now on; returns the error to raise."""
-        self._cause = cause
+        self.cause = cause
         return JournalPoisoned(self._file.path, self.offset, cause)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""A topology as a stranger would write it, after the README: checked by the tests, and by mypy as strictly as any source.
+"""A topology as a stranger would write it, after the README: checked by the tests, and by mypy as strictly as source.
 
-Run as a script, it compiles its topology and ships the plan to a fresh Python, so that all its classes are `__main__`'s.
+Run as a script, it writes its plan to the file named, so that all classes in the plan are `__main__`'s.
 """
 # mypy: disallow-untyped-defs, disallow-incomplete-defs, disallow-untyped-calls, disallow-any-generics
 

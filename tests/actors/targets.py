@@ -64,3 +64,29 @@ def write(path: Path, text: str) -> None:
     """Whole or not at all: the test waits for the file to be there."""
     path.with_suffix(".tmp").write_text(text)
     path.with_suffix(".tmp").rename(path)
+
+
+def works(segment: str, name: str, epoch: int, behaviour: str) -> int:
+    """A worker without handlers: keeps the supervisor's side of the protocol, or breaks it as `behaviour` says."""
+    from bus import Board, Control, Field, Segment, Text, WorkerState
+
+    board = Board(Segment.attach(segment).buf)
+    block = board.block(name)
+    block.set(Field.PID, os.getpid())
+    block.set(Field.EPOCH, epoch + 1)
+    if behaviour == "cannot start":
+        block.set_text(Text.LAST_WORDS, "ValueError: no such file")
+        return 64
+    block.set(Field.STATE, WorkerState.RUNNING)
+    if behaviour == "deaf":
+        spins()
+    if behaviour == "asks for stop":
+        block.set(Field.STOP_REQUESTED, 1)
+    while (control := block.get(Field.CONTROL)) != Control.STOP:
+        block.set(Field.CONTROL_SEEN, control)
+        block.doorbell.arm()
+        if block.get(Field.CONTROL) == control:
+            block.doorbell.wait(1.0)
+        block.doorbell.disarm()
+    block.set(Field.STATE, WorkerState.STOPPED)
+    return 66 if behaviour == "fails at the end" else 0

@@ -162,14 +162,16 @@ def test_not_known_to_be_immutable(type_):
 
 
 def test_a_message_that_is_not_frozen_after_all_is_not_immutable():
-    class Thawed(Message, frozen=False):
+    class Thawed(Message, frozen=False):  # type: ignore[misc]
         x: int
 
     assert not is_immutable(Thawed)
     assert not can_encode_late(Thawed)
 
 
-@pytest.mark.parametrize("type_", [tuple[int, ...], bytes, frozenset[int], Point, list[int], Any, int | bytes], ids=repr)
+@pytest.mark.parametrize(
+    "type_", [tuple[int, ...], bytes, frozenset[int], Point, list[int], Any, int | bytes], ids=repr
+)
 def test_where_a_mutable_value_could_hide_nothing_is_encoded_late(type_):
     """A list encodes like a tuple or a struct, a bytearray like bytes, a set like a frozenset."""
     cls = msgspec.defstruct("Holder", [("value", type_)], bases=(Message,), frozen=True)
@@ -244,7 +246,7 @@ def test_a_script_is_known_by_its_file(monkeypatch):
 
     monkeypatch.setattr(__main__, "__spec__", None)
     monkeypatch.setattr(__main__, "__file__", "/somewhere/trades.py", raising=False)
-    scripted = type(Message)("Scripted", (Message,), {"__module__": "__main__", "__annotations__": {"x": int}})
+    scripted = msgspec.defstruct("Scripted", [("x", int)], bases=(Message,), module="__main__", frozen=True)
     assert type_name(scripted) == "trades.Scripted"
 
 

@@ -104,13 +104,13 @@ def test_a_slow_consumer_bounds_the_memory_of_its_producer(tmp_path: Path, level
         before = rss(system, "source")
         source = system.block("source")
         until(lambda: source.get(Field.OVER_LIMIT) or source.get(Field.OUTBOX_BYTES) == 0 and source.get(Field.SENT) > 200)
-        until(lambda: system.ask("slow", Get()).n > 100)
+        until(lambda: system.ask("slow", Get(), reply=Seen).n > 100)
         sent = source.get(Field.SENT)
-        until(lambda: system.ask("slow", Get()).n > 300)
+        until(lambda: system.ask("slow", Get(), reply=Seen).n > 300)
         # What is under way is bounded by rings and outboxes, however long it goes on.
         assert source.get(Field.SENT) - 300 < 6 * MIB // 1000, (sent, source.get(Field.SENT))
         assert rss(system, "source") - before < 32 * MIB
-        assert system.ask("slow", Get()).in_order
+        assert system.ask("slow", Get(), reply=Seen).in_order
         system.stop(drain=False)
 
 
@@ -151,7 +151,7 @@ def test_a_cycle_of_full_rings_makes_progress(tmp_path: Path, players: int, leve
     with app.start() as system:
         for _ in range(tokens):
             system.send("p0", Token(hops, bytes(900)))
-        until(lambda: sum(system.ask(name, Get()).n for name in names) == tokens * (hops + 1))
+        until(lambda: sum(system.ask(name, Get(), reply=Seen).n for name in names) == tokens * (hops + 1))
     assert system.join() is ExitStatus.OK
 
 
@@ -177,8 +177,8 @@ def test_a_backlog_longer_than_memory_waits_in_the_journal(tmp_path: Path) -> No
     app.external("slow", Get)
     with app.start() as system:
         system.send("burst", Get())
-        until(lambda: system.ask("slow", Get()).n == 5000)
-        assert system.ask("slow", Get()).in_order
+        until(lambda: system.ask("slow", Get(), reply=Seen).n == 5000)
+        assert system.ask("slow", Get(), reply=Seen).in_order
         assert rss(system, "source") < 200 * MIB
 
 

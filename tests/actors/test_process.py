@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module", autouse=True)
 def warm_forkserver() -> Iterator[None]:
     stop_forkserver()
-    start_forkserver(("tests.actors.targets", "actors.process"))
+    start_forkserver(("tests.actors.targets",))
     yield
     stop_forkserver()
 

@@ -115,7 +115,7 @@ def test_what_is_not_restarted_does_not_count() -> None:
 def test_refused_journal_is_never_tried_again(restart: Restart) -> None:
     death = Death("w", WorkerExit.JOURNAL_REFUSED, None, False, "bad frame at offset 512")
     decision, _ = decide(ChildSpec("w", restart), Policy(), History(), death, 0, 0)
-    assert decision == GiveUp("worker 'w': bad frame at offset 512", ExitStatus.DAMAGED)
+    assert decision == GiveUp("bad frame at offset 512", ExitStatus.DAMAGED)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_refused_journal_is_never_tried_again(restart: Restart) -> None:
 )
 def test_failure_of_the_first_start_is_told_at_once_a_later_one_is_a_death(code: int, status: ExitStatus) -> None:
     first = Death("w", code, None, False, "why", was_up=False)
-    assert decide(ChildSpec("w"), Policy(), History(), first, 0, 0)[0] == GiveUp("worker 'w': why", status)
+    assert decide(ChildSpec("w"), Policy(), History(), first, 0, 0)[0] == GiveUp("why", status)
     later = Death("w", code, None, False, "why", was_up=True)
     assert decide(ChildSpec("w"), Policy(), History(), later, 0, 0)[0] == RestartAfter(0.0)
 

@@ -14,7 +14,6 @@ import msgspec
 import pytest
 
 from actors import identity as identity_module
-from actors import rundir
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, boot_id, new_identity, process_start
 from actors.rundir import (
     AlreadyRunning,
@@ -93,10 +92,15 @@ def test_links_are_not_followed(home: Path, tmp_path: Path, link: str) -> None:
     }[link]
     at.parent.mkdir(parents=True)
     at.symlink_to(elsewhere / "file" if link in {"lock", "identity"} else elsewhere)
-    with pytest.raises((RunDirectoryError, OSError)), RunDirectory.open(home / "trades") as directory:
-        directory.lock()
-        directory.journal("stats")
-        directory.read_identity()
+
+    def use_all_of_it() -> None:
+        with RunDirectory.open(home / "trades") as directory:
+            directory.lock()
+            directory.journal("stats")
+            directory.read_identity()
+
+    with pytest.raises((RunDirectoryError, OSError)):
+        use_all_of_it()
     assert list(elsewhere.iterdir()) == []
 
 
@@ -171,31 +175,77 @@ def test_lock_of_a_killed_process_is_free(home: Path) -> None:
 
 
 def test_fork_of_the_holder_does_not_hold_it(home: Path) -> None:
-    with RunDirectory.open(home / "trades") as directory:
-        directory.lock()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                with RunDirectory.open(home / "trades") as mine:
-                    mine.lock()
-            except AlreadyRunning as refused:
-                directory.close()  # its copy; the holder's lock stays
-                os._exit(0 if refused.pid == os.getppid() else 1)
-            os._exit(2)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert try_to_lock(home / "trades") == f"held by {os.getpid()}"
+    ran = subprocess.run(
+        [sys.executable, "-c", FORK, home / "trades"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "held by its parent\nheld by its parent\n"
+
+
+# The second child comes when the first one has closed its copy of everything: the lock must have stayed.
+FORK = """
+import os, sys
+from pathlib import Path
+from actors.rundir import AlreadyRunning, RunDirectory
+directory = RunDirectory.open(Path(sys.argv[1]))
+directory.lock()
+for _ in range(2):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            RunDirectory.open(Path(sys.argv[1])).lock()
+            print("taken", flush=True)
+        except AlreadyRunning as refused:
+            directory.close()
+            print("held by", "its parent" if refused.pid == os.getppid() else refused.pid, flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
 
 
 def test_of_many_starts_at_once_exactly_one_wins(home: Path) -> None:
-    command = [sys.executable, "-c", TRY, str(home / "trades"), "hold"]
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)
-    ]
-    answers = {process.pid: process.stdout.readline().strip() for process in processes if process.stdout}
-    for process in processes:
-        process.communicate("end", timeout=10)
+    ran = subprocess.run(
+        [sys.executable, "-c", MANY, home / "trades"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    answers = dict(line.split(": ") for line in ran.stdout.splitlines())
+    assert len(answers) == 50
     (winner,) = (pid for pid, answer in answers.items() if answer == "taken")
     assert all(answer == f"held by {winner}" for pid, answer in answers.items() if pid != winner)
+
+
+# 50 processes begin when the write end of the first pipe is closed, and end when that of the second one is.
+MANY = """
+import os, sys
+from pathlib import Path
+from actors.rundir import AlreadyRunning, RunDirectory
+begin, begin_w = os.pipe()
+end, end_w = os.pipe()
+answers, answers_w = os.pipe()
+pids = []
+for _ in range(50):
+    pid = os.fork()
+    if pid == 0:
+        os.close(begin_w)
+        os.close(end_w)
+        os.read(begin, 1)
+        directory = RunDirectory.open(Path(sys.argv[1]))
+        try:
+            directory.lock()
+            answer = "taken"
+        except AlreadyRunning as refused:
+            answer = f"held by {refused.pid}"
+        os.write(answers_w, f"{os.getpid()}: {answer}\\n".encode())
+        os.read(end, 1)
+        os._exit(0)
+    pids.append(pid)
+os.close(begin_w)
+os.close(answers_w)
+with open(answers) as file:
+    for _ in pids:
+        sys.stdout.write(file.readline())
+os.close(end_w)
+for pid in pids:
+    os.waitpid(pid, 0)
+"""
 
 
 TRY = """
@@ -400,7 +450,7 @@ def test_start_time_is_taken_from_psutil_where_there_is_no_proc(monkeypatch: pyt
 def test_holder_is_unknown_rather_than_wrong_where_the_system_does_not_tell(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rundir.sys, "platform", "other")
     with holder(home / "trades"), RunDirectory.open(home / "trades") as directory:
+        monkeypatch.setattr(sys, "platform", "other")
         with pytest.raises(AlreadyRunning, match="held by another supervisor, process unknown"):
             directory.lock()

@@ -119,8 +119,8 @@ def test_messages_arrive_in_order_at_every_level(directory: Path, level: str) ->
     with squares(directory, durability=level).start() as system:
         for n in range(500):
             system.send("squarer", Number(n))
-        until(lambda: len(system.ask("collector", Get()).items) == 500)
-        assert system.ask("collector", Get()).items == tuple(n**2 for n in range(500))
+        until(lambda: len(system.ask("collector", Get(), reply=Seen).items) == 500)
+        assert system.ask("collector", Get(), reply=Seen).items == tuple(n**2 for n in range(500))
     assert system.join() is ExitStatus.OK
 
 
@@ -135,7 +135,7 @@ def test_a_clean_end_drains_what_was_sent(directory: Path) -> None:
             system.send("squarer", Number(n))
         assert system.stop() is ExitStatus.OK
     with squares(directory).start() as system:
-        assert len(system.ask("collector", Get()).items) == 200
+        assert len(system.ask("collector", Get(), reply=Seen).items) == 200
 
 
 def test_send_returns_when_durable(directory: Path) -> None:
@@ -144,7 +144,7 @@ def test_send_returns_when_durable(directory: Path) -> None:
         system.send("squarer", Number(3))
         assert system.stop(drain=False) is ExitStatus.NOT_DRAINED
     with squares(directory).start() as system:
-        until(lambda: system.ask("collector", Get()).items == (9,))
+        until(lambda: system.ask("collector", Get(), reply=Seen).items == (9,))
 
 
 @pytest.mark.parametrize("worker", ["left", "right"])
@@ -154,8 +154,8 @@ def test_a_killed_worker_loses_doubles_and_reorders_nothing(directory: Path, wor
             system.send("squarer", Number(n))
             if n % 100 == 50:
                 kill_worker(system, worker)
-        until(lambda: len(system.ask("collector", Get()).items) >= 300)
-        assert system.ask("collector", Get()).items == tuple(n**2 for n in range(300))
+        until(lambda: len(system.ask("collector", Get(), reply=Seen).items) >= 300)
+        assert system.ask("collector", Get(), reply=Seen).items == tuple(n**2 for n in range(300))
 
 
 def test_after_the_end_nothing_is_taken(directory: Path) -> None:
@@ -164,7 +164,7 @@ def test_after_the_end_nothing_is_taken(directory: Path) -> None:
         with pytest.raises(SystemClosed):
             system.send("squarer", Number(1))
         with pytest.raises(SystemClosed):
-            system.ask("collector", Get())
+            system.ask("collector", Get(), reply=Seen)
 
 
 def test_an_unknown_handler_or_type_is_refused_with_what_there_is(directory: Path) -> None:
@@ -263,9 +263,9 @@ def test_a_failing_message_becomes_a_dead_letter_and_the_others_flow_on(
         for n in range(10):
             system.send("fragile", Job(n, how if n == 5 else ""))
         expected = (0, 1, 2, 3, 4, 6, 7, 8, 9)
-        until(lambda: len(system.ask("sink", Get()).items) >= 9)
-        assert system.ask("sink", Get()).items == expected
-        assert system.ask("fragile", Get()).items == expected
+        until(lambda: len(system.ask("sink", Get(), reply=Seen).items) >= 9)
+        assert system.ask("sink", Get(), reply=Seen).items == expected
+        assert system.ask("fragile", Get(), reply=Seen).items == expected
         (letter,) = dead_letters(system)
         assert letter.attempts == 3
         assert letter.handler == "fragile"
@@ -365,14 +365,14 @@ def greeter(directory: Path, log: Path) -> Topology:
 def test_on_start_takes_effect_once_per_start(directory: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with greeter(directory, log).start() as system:
-        until(lambda: system.ask("keeper", Get()).items == (1,))
+        until(lambda: system.ask("keeper", Get(), reply=Seen).items == (1,))
         kill_worker(system, "a")
-        assert system.ask("greeter", Get()).items == (1,)
-        assert system.ask("keeper", Get()).items == (1,)
+        assert system.ask("greeter", Get(), reply=Seen).items == (1,)
+        assert system.ask("keeper", Get(), reply=Seen).items == (1,)
     assert log.read_text().split() == ["start", "start", "stop"]
     with greeter(directory, log).start() as system:
-        until(lambda: system.ask("keeper", Get()).items == (1, 1))
-        assert system.ask("greeter", Get()).items == (1, 1)
+        until(lambda: system.ask("keeper", Get(), reply=Seen).items == (1, 1))
+        assert system.ask("greeter", Get(), reply=Seen).items == (1, 1)
 
 
 class Finite(Handler):
@@ -423,4 +423,4 @@ def test_a_handler_ends_the_system_after_all_was_handled(directory: Path, tally_
     system = finite(directory, tally_in).start()
     assert system.join(30) is ExitStatus.OK
     with finite(directory, tally_in).start() as system:
-        assert system.ask("tally", Get()).items == (500, 500)
+        assert system.ask("tally", Get(), reply=Seen).items == (500, 500)

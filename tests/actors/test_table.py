@@ -2,7 +2,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -308,6 +308,7 @@ class TableIsADictThatIsCommitted(RuleBasedStateMachine):
 
 
 TestTableIsADictThatIsCommitted = TableIsADictThatIsCommitted.TestCase
+TestTableIsADictThatIsCommitted.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 @given(st.dictionaries(st.text(), st.integers(0, 9)))

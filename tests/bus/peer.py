@@ -49,10 +49,8 @@ def serial_of(record: bytes) -> int:
 @contextmanager
 def mapped(name: str) -> Iterator[memoryview]:
     segment = Segment.attach(name)
-    try:
-        yield segment.buf
-    finally:
-        segment.close()
+    yield segment.buf
+    segment.close()  # not after an error: views may be alive then, and would hide it
 
 
 def wait_for(bell: Any, ready: Callable[[], bool]) -> None:

@@ -11,3 +11,13 @@ def test_quickstart_plays_three_rounds_and_ends(tmp_path):
 
 def test_quickstart_runs_again_after_a_clean_end(tmp_path):
     assert run_example("quickstart.py", home=tmp_path) == run_example("quickstart.py", home=tmp_path)
+
+
+def test_poison_message_becomes_a_dead_letter_and_the_others_flow_on(tmp_path):
+    assert run_example("crash.py", home=tmp_path) == [
+        "press did the jobs 1, 2, 4, 5",
+        "ledger did the jobs 1, 2, 3, 4, 5",
+        "worker workshop: 3 restarts, killed by SIGKILL",
+        "worker office: 0 restarts",
+        "dead letter: a Job to press, after 3 attempts: killed its worker",
+    ]

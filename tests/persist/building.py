@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from persist import Journal, Recovered, Send, Snapshot, Transaction, snapshot_of
 from persist.files import Directory, File
@@ -31,8 +32,12 @@ def snapshots(
     return make
 
 
-def open_journal(directory: Path, **changes) -> tuple[Journal, Recovered]:
-    options = {"epoch": 0, "level": "process", "make_snapshot": snapshots(level=changes.get("level", "process"))}
+def open_journal(directory: Path, **changes: Any) -> tuple[Journal, Recovered]:
+    options: dict[str, Any] = {
+        "epoch": 0,
+        "level": "process",
+        "make_snapshot": snapshots(level=changes.get("level", "process")),
+    }
     return Journal.open(directory, **(options | changes))
 
 
@@ -46,7 +51,7 @@ def transaction(number: int, *, peer: int = 0, count: int = 1, first: int | None
     )
 
 
-def after(number: int, acked: Sequence[tuple[int, int]] = (), **changes) -> Snapshot:
+def after(number: int, acked: Sequence[tuple[int, int]] = (), **changes: Any) -> Snapshot:
     """The snapshot that belongs behind the `number`th transaction of the series."""
     rows = {b"key %d" % (n % 3): b"%d" % n for n in range(1, number + 1)}
     numbers = [(0, number)] if number else []
@@ -67,7 +72,7 @@ def after(number: int, acked: Sequence[tuple[int, int]] = (), **changes) -> Snap
     return made
 
 
-def filled(directory: Path, count: int, **changes) -> list[int]:
+def filled(directory: Path, count: int, **changes: Any) -> list[int]:
     """A closed journal with one segment and the first transactions of the series; their positions."""
     journal, _ = open_journal(directory, **changes)
     positions = [journal.append(transaction(number)) for number in range(1, count + 1)]
@@ -78,11 +83,12 @@ def filled(directory: Path, count: int, **changes) -> list[int]:
 def in_segments(directory: Path, *counts: int) -> list[int]:
     """A closed journal with so many transactions of the series in each segment; their positions."""
     journal, _ = open_journal(directory)
-    positions = []
+    positions: list[int] = []
     for segment, count in enumerate(counts):
         if segment:
             journal.rotate(after(len(positions)))
-        positions += [journal.append(transaction(len(positions) + 1)) for _ in range(count)]
+        for _ in range(count):
+            positions.append(journal.append(transaction(len(positions) + 1)))
     journal.close()
     return positions
 

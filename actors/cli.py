@@ -1,0 +1,277 @@
+"""The command `ringleader`. Parses, calls, prints, and turns what happened into exit codes; decides nothing else.
+
+Everything is imported where it is used: `status` shall be there at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from actors.identity import Identity
+    from actors.status_types import SystemList, SystemStatus
+
+STILL_RUNNING = 6  # of `stop`
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="ringleader",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+dead_letters = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(dead_letters, name="dead-letters", help="Messages that were given up on.")
+
+SystemArgument = Annotated[
+    str, typer.Argument(metavar="SYSTEM", help="A name in the home directory, or a run directory.")
+]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", metavar="DIR", help="Where run directories are (else RINGLEADER_HOME, or the user's own)."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs: stable keys with their units.")]
+
+
+def main() -> None:
+    app(prog_name="ringleader")
+
+
+@app.callback()
+def _ringleader(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Actors in worker processes, supervised; every message takes effect exactly once."""
+    if version:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
+
+        try:
+            print(f"ringleader {installed('ringleader')}")
+        except PackageNotFoundError:
+            print("ringleader, run from a source folder without being installed")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    target: Annotated[str, typer.Argument(metavar="FILE[:NAME]", help="A Python file, and which topology of it.")],
+    home: HomeOption = None,
+) -> None:
+    """Run the topology in a Python file until it ends; the first Ctrl-C drains, the second stops now.
+
+    The file is imported: code under `if __name__ == "__main__"` does not run. NAME is a variable of it, or the name of
+    a topology; it is needed only if there are several.
+
+    \b
+    Exit status:
+      0  clean end: everything was handled and every worker ended by itself
+      1  something unexpected failed
+      2  the command, the file or the topology is wrong; nothing was started
+      3  a worker died more often than its restart limit allows
+      4  stopped before everything was handled; the rest waits in the journals
+      5  the run directory is held by another supervisor
+      6  a journal is damaged and was refused; it was left as it is
+      7  shared memory or the disk was full at start
+    """
+    import os
+
+    from actors.errors import TopologyError
+    from actors.exits import ExitStatus
+    from actors.loading import CannotLoad, NoTopology, load_topology, split
+    from actors.rundir import RunDirectoryError
+
+    if home is not None:
+        os.environ["RINGLEADER_HOME"] = str(home.absolute())
+    try:
+        sys.argv = [str(split(target)[0])]
+        load_topology(target).run()
+    except (CannotLoad, NoTopology, TopologyError) as error:
+        _fail(str(error), ExitStatus.USAGE)
+    except RunDirectoryError as error:
+        _fail(str(error), ExitStatus.FAILED)
+
+
+@app.command()
+def status(
+    system: Annotated[str | None, typer.Argument(metavar="[SYSTEM]", help="A name, or a run directory.")] = None,
+    json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Read again each second, until Ctrl-C.")] = False,
+    home: HomeOption = None,
+    hung_after: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="Without a heartbeat for so long, a worker hangs.")
+    ] = 5.0,
+) -> None:
+    """Show how a system is: its workers, its messages, its edges.
+
+    Without SYSTEM: the one in the home directory, or a list if there are several. Asks nobody, so it works while
+    workers hang or are stopped, and while the supervisor is. Rates and CPU are over the time since the start of the
+    system or the process, and with --watch over the time since the last reading.
+
+    \b
+    Exit status:
+      0  running (also: with hung or stopped workers), or a list of several
+      1  there, but it cannot be read
+      2  wrong usage
+      3  not running: stopped, dead, or its shared memory is not there (yet)
+      4  unknown: no such system, or none at all
+      5  it belongs to another user
+    """
+    from actors.rundir import NotYours
+    from actors.status import list_status, read_status, readings
+    from actors.status_types import to_json
+
+    def read() -> SystemStatus | SystemList:
+        if system is not None:
+            return read_status(system, home=home, hung_after=hung_after)
+        listed = list_status(home, hung_after=hung_after)
+        return listed.systems[0] if len(listed.systems) == 1 else listed
+
+    try:
+        reading = read()
+    except NotYours as error:
+        _fail(str(error), 5)
+    failed = _exit_code(reading) in {1, 4, 5}
+    if json:
+        try:
+            # One object per line while watching, for whoever reads along.
+            for one in readings(read, reading) if watch and not failed else [reading]:
+                reading = one
+                print(to_json(reading, indent=-1 if watch else 2), flush=True)
+        except KeyboardInterrupt:
+            pass  # the way to end it
+    else:
+        from actors import status_view
+
+        console = status_view.make_console(stderr=failed)
+        if watch and not failed:
+            reading = status_view.watch(readings(read, reading), console)
+        else:
+            status_view.show(reading, console)
+    raise typer.Exit(_exit_code(reading))
+
+
+@app.command()
+def stop(
+    system: SystemArgument,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait until everything is handled.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.0, metavar="SECONDS", help="How long to wait for the end.")] = 60.0,
+    home: HomeOption = None,
+) -> None:
+    """End a running system, and wait for that: it handles what is under way, then stops.
+
+    Sends SIGTERM to the supervisor; with --now a second one, which stops at once and leaves what is pending in the
+    journals. A program that has started the system by itself may end as a whole.
+
+    \b
+    Exit status:
+      0  it has ended, as asked
+      1  it has ended, but not cleanly, or cannot be read
+      3  it was not running
+      4  unknown
+      5  it belongs to another user
+      6  it has not ended in time, and goes on ending
+    """
+    from actors.exits import ExitStatus
+    from actors.status import locate, read_status
+    from actors.status_types import Condition, Health
+    from actors.status_words import first_line
+    from actors.stopping import StillRunning
+    from actors.stopping import stop as stop_system
+
+    path = locate(system, home)
+    found = read_status(system, home=home)
+    identity = _identity(path) if found.condition in {Condition.RUNNING, Condition.STARTING} else None
+    if identity is None:
+        _fail(f"{found.name}: {found.summary}", found.condition.exit_code)
+    if found.supervisor is not None and found.supervisor.health is Health.STOPPED:
+        note = f"its supervisor is stopped (SIGSTOP) and hears nothing before `kill -CONT {identity.pid}`"
+        print(f"{found.name}: {note}", file=sys.stderr, flush=True)
+    try:
+        outcome = stop_system(path, identity, now=now, timeout=timeout)
+    except KeyboardInterrupt:
+        _fail(f"{found.name}: it was asked to end and goes on with that", INTERRUPTED)
+    if isinstance(outcome, StillRunning):
+        hint = "" if now else "; --now does not wait until everything is handled"
+        _fail(
+            f"{found.name}: has not ended within {timeout:g} s ({outcome.state or 'no state known'}){hint}",
+            STILL_RUNNING,
+        )
+    ending = outcome.ending
+    if ending is None:
+        _fail(f"{found.name}: its process {identity.pid} has ended without a record of how", 1)
+    text = f"{found.name}: stopped with status {ending.status}: {first_line(ending.reason)}"
+    if ending.status == ExitStatus.OK or (now and ending.status == ExitStatus.NOT_DRAINED):
+        print(text)
+    else:
+        _fail(text, 1)
+
+
+@dead_letters.command("list")
+def list_dead_letters(
+    system: SystemArgument,
+    json: JsonOption = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With the tracebacks.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """List the messages that a system gave up on, whether it runs or not. Payloads are not shown.
+
+    \b
+    Exit status:
+      0  all journals were read
+      1  a journal could not be read, or the directory
+      4  unknown system
+      5  it belongs to another user
+    """
+    from actors.dead_letters import collect
+    from actors.rundir import RunDirectoryError
+    from actors.status import locate, read_status
+    from actors.status_types import Condition
+
+    path = locate(system, home)
+    try:
+        letters = collect(path, tracebacks=verbose)
+    except (RunDirectoryError, OSError, ValueError) as error:
+        found = read_status(system, home=home)
+        if found.condition in {Condition.UNKNOWN, Condition.NOT_YOURS, Condition.UNREADABLE}:
+            _fail(found.summary, found.condition.exit_code)
+        _fail(f"{path}: {error}", 1)
+    if json:
+        import msgspec
+
+        print(msgspec.json.format(msgspec.json.encode(letters), indent=2).decode())
+    else:
+        from actors import status_view
+
+        console = status_view.make_console()
+        for part in status_view.letter_parts(letters):
+            console.print(part)
+    for one in letters.unreadable:
+        print(f"journal of worker {one.worker}: {one.problem}", file=sys.stderr)
+    raise typer.Exit(1 if letters.unreadable else 0)
+
+
+def _identity(path: Path) -> Identity | None:
+    from actors.rundir import RunDirectory
+
+    with RunDirectory.open(path, create=False) as directory:
+        return directory.read_identity()
+
+
+def _exit_code(reading: SystemStatus | SystemList) -> int:
+    from actors.status_types import Condition, SystemList
+
+    if isinstance(reading, SystemList):
+        return 0 if reading.systems else Condition.UNKNOWN.exit_code
+    return reading.condition.exit_code
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    print(f"ringleader: {text}", file=sys.stderr)
+    raise typer.Exit(code)

@@ -1,0 +1,53 @@
+"""How an answer travels back to who asked. Pure.
+
+    body     :=  request answer | request failure            answer and failure are told apart by the record's flags
+    request  :=  u64, little endian: the sequence number of the question on its own edge, which no other message has
+    answer   :=  MessagePack [class of the message, message]
+    failure  :=  MessagePack [handler, type of the question, reason]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from actors.codec import RunCodec
+from actors.message import Message
+from actors.system_errors import AskFailed
+
+_REQUEST_BYTES = 8
+
+
+def type_key(type_: type) -> str:
+    """How an answer names its class."""
+    return f"{type_.__module__}:{type_.__qualname__}"
+
+
+def pack_answer(request: int, message: Message, codec: RunCodec[Message]) -> bytes:
+    """Raises BadMessage for a value that the asking side would not accept."""
+    body = codec.encode_one(message)
+    codec.check_run(codec.join([body]))
+    return _request(request) + msgspec.msgpack.encode((type_key(type(message)), msgspec.Raw(body)))
+
+
+def pack_failure(request: int, handler: str, type_name: str, reason: str) -> bytes:
+    return _request(request) + msgspec.msgpack.encode((handler, type_name, reason))
+
+
+def request_of(body: bytes) -> int:
+    return int.from_bytes(body[:_REQUEST_BYTES], "little")
+
+
+def read_answer(body: bytes, resolve: Callable[[str], type[Message]]) -> Message:
+    """Raises BadReply, from `resolve`, for an unknown class, and msgspec.MsgspecError for what is not an answer."""
+    key, raw = msgspec.msgpack.decode(body[_REQUEST_BYTES:], type=tuple[str, msgspec.Raw])
+    return msgspec.msgpack.decode(raw, type=resolve(key))
+
+
+def read_failure(body: bytes) -> AskFailed:
+    return AskFailed(*msgspec.msgpack.decode(body[_REQUEST_BYTES:], type=tuple[str, str, str]))
+
+
+def _request(request: int) -> bytes:
+    return request.to_bytes(_REQUEST_BYTES, "little")

@@ -1,0 +1,248 @@
+"""The ways of bytes from one process to another that are compared: rings, and what else there is.
+
+`open_channel` makes the thing both processes are given; in there, `sender` and `receiver` are the two ends of a one-way
+channel, and `endpoint` one of the two ends of a channel both ways.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from bus import PyDoorbell, PyRing, Segment, format_ring, ring_size
+from tests.bench.measure import Scale
+from tests.bench.pairs import CONTEXT
+
+CAPACITY = 1 << 20  # of a ring: what a topology gives each edge by default
+BATCH = 256  # records pushed or taken at once
+PATIENCE = 10.0  # seconds; who waits longer has lost a wake-up
+BELLS = 512
+SENDER_BELL, RECEIVER_BELL, COUNTER = 0, 128, 256
+HIGH_WATER = 100_000  # messages a zmq socket holds; the default of 1,000 makes it slower
+
+RINGS: dict[str, tuple[Any, Any]] = {"ring, Python": (PyRing, PyDoorbell)}
+try:
+    from bus import _ring
+except ImportError:
+    pass
+else:
+    RINGS["ring, C"] = (_ring.Ring, _ring.Doorbell)
+
+
+def missing(kind: str) -> str:
+    """Why a kind of channel cannot be measured here; empty if it can."""
+    if kind == "ring, C" and kind not in RINGS:
+        return "the C ring was not built"
+    if kind == "pyzmq PAIR, ipc" and importlib.util.find_spec("zmq") is None:
+        return "pyzmq is not installed: pip install 'ringleader[bench]'"
+    return ""
+
+
+@contextmanager
+def open_channel(kind: str, scale: Scale, *, both_ways: bool = False) -> Iterator[Any]:
+    if kind in RINGS or kind == "doorbell":
+        with ExitStack() as stack:
+            ring = stack.enter_context(_segment(ring_size(CAPACITY)))
+            format_ring(ring.buf, CAPACITY, 1)
+            yield ring.name, stack.enter_context(_segment(BELLS)).name
+    elif kind == "multiprocessing.Pipe":
+        ends = CONTEXT.Pipe(duplex=both_ways)
+        yield ends
+        for end in ends:
+            end.close()
+    elif kind == "multiprocessing.SimpleQueue":
+        simple = CONTEXT.SimpleQueue()
+        yield simple
+        simple.close()
+    elif kind == "multiprocessing.Queue":
+        queue = CONTEXT.Queue()
+        yield queue
+        queue.close()
+    else:
+        path = scale.directory / f"{secrets.token_hex(4)}.ipc"
+        yield f"ipc://{path}"
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+@contextmanager
+def _segment(size: int) -> Iterator[Segment]:
+    segment = Segment.create(f"ringleader-bench-{os.getpid()}-{secrets.token_hex(4)}", size)
+    try:
+        yield segment
+    finally:
+        segment.unlink()
+        segment.close()
+
+
+@contextmanager
+def sender(kind: str, given: Any, payload: bytes) -> Iterator[Callable[[int], None]]:
+    """A function that sends so many messages."""
+    if kind in RINGS:
+        with _mapped(given[0]) as ring_buffer, _mapped(given[1]) as bells:
+            ring, mine, theirs = _ring_end(kind, ring_buffer, bells, SENDER_BELL, RECEIVER_BELL)
+            yield _ring_sender(ring, mine, theirs, payload)
+            for one in (ring, mine, theirs):
+                one.close()
+        return
+    with _open_send(kind, given) as put:
+
+        def send(count: int) -> None:
+            for _ in range(count):
+                put(payload)
+
+        yield send
+
+
+@contextmanager
+def receiver(kind: str, given: Any) -> Iterator[Callable[[], int]]:
+    """A function that waits for messages, takes one or more, and says how many."""
+    if kind in RINGS:
+        with _mapped(given[0]) as ring_buffer, _mapped(given[1]) as bells:
+            ring, mine, theirs = _ring_end(kind, ring_buffer, bells, RECEIVER_BELL, SENDER_BELL)
+            yield _ring_receiver(ring, mine, theirs)
+            for one in (ring, mine, theirs):
+                one.close()
+        return
+    with _open_receive(kind, given) as get:
+
+        def receive() -> int:
+            get()
+            return 1
+
+        yield receive
+
+
+@contextmanager
+def endpoint(kind: str, given: Any, first: bool) -> Iterator[tuple[Callable[[bytes], Any], Callable[[], Any]]]:
+    """(send, receive) of one end of a channel both ways."""
+    if kind == "doorbell":
+        bell = RINGS.get("ring, C", RINGS["ring, Python"])[1]
+        with _mapped(given[1]) as bells:
+            mine, theirs = (SENDER_BELL, RECEIVER_BELL) if first else (RECEIVER_BELL, SENDER_BELL)
+            here, there = bell(bells, mine), bell(bells, theirs)
+            with bells[COUNTER : COUNTER + 8] as raw, raw.cast("Q") as counter:
+                yield _turn_taker(here, there, counter, 0 if first else 1)
+            here.close()
+            there.close()
+    elif kind == "multiprocessing.Pipe":
+        end: Connection[Any, Any] = given[not first]
+        yield end.send_bytes, end.recv_bytes
+    else:
+        with _zmq_pair(given, bind=first) as socket:
+            yield socket.send, socket.recv
+
+
+@contextmanager
+def _mapped(name: str) -> Iterator[memoryview]:
+    segment = Segment.attach(name)
+    try:
+        yield segment.buf
+    finally:
+        segment.close()
+
+
+def _ring_end(kind: str, ring_buffer: memoryview, bells: memoryview, mine: int, theirs: int) -> tuple[Any, Any, Any]:
+    ring, bell = RINGS[kind]
+    return ring(ring_buffer), bell(bells, mine), bell(bells, theirs)
+
+
+def _ring_sender(ring: Any, mine: Any, theirs: Any, payload: bytes) -> Callable[[int], None]:
+    batch = [payload] * BATCH
+
+    def send(count: int) -> None:
+        while count:
+            pushed = ring.push_many(batch if count >= BATCH else batch[:count])
+            if pushed:
+                theirs.ring()
+                count -= pushed
+            else:
+                _wait(mine, lambda: ring.used() <= CAPACITY // 2)
+
+    return send
+
+
+def _ring_receiver(ring: Any, mine: Any, theirs: Any) -> Callable[[], int]:
+    def receive() -> int:
+        while True:
+            records = ring.take_many(BATCH, CAPACITY)
+            if records:
+                ring.release()
+                if ring.used() <= CAPACITY // 2:  # not for each crumb of room
+                    theirs.ring()
+                return len(records)
+            _wait(mine, lambda: ring.pending() > 0)
+
+    return receive
+
+
+def _wait(bell: Any, ready: Callable[[], bool]) -> None:
+    bell.arm()
+    if not ready() and not bell.wait(PATIENCE) and not ready():
+        raise TimeoutError(f"nothing happened for {PATIENCE} s")
+    bell.disarm()
+
+
+def _turn_taker(here: Any, there: Any, counter: memoryview, turn: int) -> tuple[Callable[[bytes], Any], Any]:
+    """The least that two processes can do to wake each other: a number in shared memory, and a futex."""
+
+    def send(_: bytes) -> None:
+        nonlocal turn
+        turn += 1
+        counter[0] = turn
+        turn += 1
+        there.ring()
+
+    def receive() -> None:
+        while counter[0] != turn:
+            here.arm()
+            if counter[0] != turn:
+                here.wait(PATIENCE)
+            here.disarm()
+
+    return send, receive
+
+
+@contextmanager
+def _open_send(kind: str, given: Any) -> Iterator[Callable[[bytes], Any]]:
+    if kind == "multiprocessing.Pipe":
+        given[0].close()
+        yield given[1].send_bytes
+        given[1].close()
+    elif kind.startswith("multiprocessing."):
+        yield given.put
+    else:
+        with _zmq_pair(given, bind=False) as socket:
+            yield socket.send
+
+
+@contextmanager
+def _open_receive(kind: str, given: Any) -> Iterator[Callable[[], Any]]:
+    if kind == "multiprocessing.Pipe":
+        given[1].close()
+        yield given[0].recv_bytes
+        given[0].close()
+    elif kind.startswith("multiprocessing."):
+        yield given.get
+    else:
+        with _zmq_pair(given, bind=True) as socket:
+            yield socket.recv
+
+
+@contextmanager
+def _zmq_pair(address: str, *, bind: bool) -> Iterator[Any]:
+    import zmq
+
+    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        socket.sndhwm = socket.rcvhwm = HIGH_WATER
+        socket.linger = int(PATIENCE * 1000)
+        if bind:
+            socket.bind(address)
+        else:
+            socket.connect(address)
+        yield socket
