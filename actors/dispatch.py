@@ -29,7 +29,9 @@ from bus import Field
 from persist.format import DeadLetter
 
 INLINE_LIMIT = 10_000  # messages between handlers of the worker in one transaction; the rest is carried over
-BATCH_NS = 20_000_000  # after which a batch is committed, so that the control lane is looked at however slow handlers are
+BATCH_NS = (
+    20_000_000  # after which a batch is committed, so that the control lane is looked at however slow handlers are
+)
 LOOP_CALLS = 1024  # on_loop calls of one handler in one transaction
 LOOP_SECONDS = 0.001  # and the time they may take together
 LOOP_PAUSE = 0.01  # before the next call of an on_loop that sent nothing and did not say
@@ -84,7 +86,7 @@ class Dispatcher:
         self._context = context
         self._cells = endpoint.cells
         self._session = session.encode()
-        self._codecs: dict[type, RunCodec[Message]] = {}  # of replies
+        self._codecs: dict[type, RunCodec] = {}  # of replies
         self._touched: set[Hosted] = set()
         self._began = (0, 0)  # (peer index, seq) of the last message of the run at hand
         self._inline = INLINE_LIMIT
@@ -189,7 +191,13 @@ class Dispatcher:
         seq = first = arrival.first + skip
         self._begin(arrival, seq)
         # The hot loop: what one message costs is decided here.
-        cells, context, local, now, until = self._cells, self._context, self._outgoing.local, time.monotonic_ns, self._until
+        cells, context, local, now, until = (
+            self._cells,
+            self._context,
+            self._outgoing.local,
+            time.monotonic_ns,
+            self._until,
+        )
         busy_seq, busy_since = int(Field.BUSY_SEQ), int(Field.BUSY_SINCE_NS)
         alone = len(inlet.calls) == 1
         if alone:

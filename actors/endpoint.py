@@ -248,7 +248,7 @@ class Endpoint:
                     marks[-1] = (last, marks[-1][1])
                 else:
                     marks.append((last, now))
-        # The supervisor decides that the system is quiet by these cells: a send counts before its cause is acknowledged.
+        # By these cells the supervisor knows that all is quiet: a send counts before its cause is acknowledged.
         for link in self._sending:
             assert link.producing is not None
             link.producing.set(Cell.COMMITTED, link.outbound.assigned)
@@ -305,14 +305,17 @@ class Endpoint:
         outbound = link.outbound
         outbound.refill(_entries(self.journal, link))
 
-    def acknowledge(self, consumed: Iterable[Link]) -> None:
-        """The acknowledgement cells take the durable watermarks. At `memory`, not before all it caused is published."""
+    def acknowledge(self, consumed: Iterable[Link]) -> bool:
+        """The acknowledgement cells take the durable watermarks. At `memory`, not before all it caused is published.
+
+        False if that is still to come.
+        """
         if self.journal is None:
             self._held = any(
                 link.outbound.published != link.outbound.assigned for link in self._sending if not link.inside
             )
             if self._held:
-                return
+                return False
             consumed = self.links
         for link in consumed:
             if link.consuming is not None:
@@ -320,6 +323,7 @@ class Endpoint:
             elif link is self.me:
                 link.outbound.acknowledge(link.inbound.watermark)
                 self.cells[Field.CARRIED_ACK] = link.inbound.watermark
+        return True
 
     def progress(self) -> bool:
         """Trims by acknowledgements, serves resends, publishes what found no room before. True if anything moved."""
@@ -340,11 +344,9 @@ class Endpoint:
                 link.resends_seen = asked
                 ring.set(Cell.RESEND_SERVED, asked)
         moved = self.publish()
-        if self._held:
-            self.acknowledge(())
-            if not self._held:
-                self.release()
-                moved = True
+        if self._held and self.acknowledge(()):
+            self.release()
+            moved = True
         self._pause()
         return moved
 

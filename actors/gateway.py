@@ -53,7 +53,7 @@ class Gateway:
         self._send(handler, message, timeout, 0, None)
 
     def ask(self, handler: str, message: Message, timeout: float, reply: type[Message] | None) -> Message:
-        """The handler's reply. AskTimeout: no reply yet, the message may still take effect; AskFailed: it was given up."""
+        """The handler's reply. AskTimeout: none yet, the message may still take effect; AskFailed: it was given up."""
         deadline = time.monotonic() + timeout
         key, future = self._send(handler, message, timeout, FLAG_ASK, reply)
         try:

@@ -92,22 +92,23 @@ class Hosted:
             return self._table
         if self._codec is None:
             return None
-        return self._codec.decode(self._committed) if self._committed else self._codec.fresh()
+        state: State = self._codec.decode(self._committed) if self._committed else self._codec.fresh()
+        return state
 
     def changes(self) -> tuple[bytes | None, list[tuple[bytes, bytes | None]]]:
         """What of the state differs from the committed one: (whole value or None, changed keys).
 
         Raises BadState when a value does not fit its declaration: it could be written but not read again.
         """
-        state = vars(self.instance).get("state")
+        state: Any = vars(self.instance).get("state")
         try:
             if self._table is not None:
                 if state is not self._table:
                     raise BadState("state", "the table was replaced; change its items instead")
-                return None, self._table.changes()
+                return None, state.changes()
             if self._codec is None:
                 return None, []
-            encoded = self._codec.encode(state)  # type: ignore[arg-type]
+            encoded = self._codec.encode(state)
             if encoded == self._committed:
                 return None, []
             self._codec.check(encoded)

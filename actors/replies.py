@@ -1,9 +1,9 @@
 """How an answer travels back to who asked. Pure.
 
-    body     :=  request answer | request failure            answer and failure are told apart by the record's flags
-    request  :=  u64, little endian: the sequence number of the question on its own edge, which no other message has
-    answer   :=  MessagePack [class of the message, message]
-    failure  :=  MessagePack [handler, type of the question, reason]
+body     :=  request answer | request failure            answer and failure are told apart by the record's flags
+request  :=  u64, little endian: the sequence number of the question on its own edge, which no other message has
+answer   :=  MessagePack [class of the message, message]
+failure  :=  MessagePack [handler, type of the question, reason]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def type_key(type_: type) -> str:
     return f"{type_.__module__}:{type_.__qualname__}"
 
 
-def pack_answer(request: int, message: Message, codec: RunCodec[Message]) -> bytes:
+def pack_answer(request: int, message: Message, codec: RunCodec) -> bytes:
     """Raises BadMessage for a value that the asking side would not accept."""
     body = codec.encode_one(message)
     codec.check_run(codec.join([body]))

@@ -29,8 +29,8 @@ from actors.message import Message
 from actors.plan import GATEWAY, Plan
 from actors.process import WorkerProcess
 from actors.replies import type_key
-from actors.resume import Names
 from actors.restart import ChildSpec, Policy
+from actors.resume import Names
 from actors.rundir import AlreadyRunning, RunDirectory, RunDirectoryError, default_home
 from actors.supervisor import Supervisor
 from actors.system_errors import BadReply, StartFailed

@@ -38,8 +38,8 @@ class SendTimeout(RingleaderError):
 
     def __str__(self) -> str:
         return (
-            f"{self.type} for {self.handler!r} was not sent: {self.backlog} bytes wait before it, and there was no room "
-            f"within {self.timeout} s; send slower, or raise outbox_limit_bytes"
+            f"{self.type} for {self.handler!r} was not sent: {self.backlog} bytes wait before it, and there was no "
+            f"room within {self.timeout} s; send slower, or raise outbox_limit_bytes"
         )
 
 
@@ -75,7 +75,10 @@ class BadReply(RingleaderError):
     def __str__(self) -> str:
         if self.expected:
             return f"the reply is a {self.type}, not a {self.expected}"
-        return f"the reply is a {self.type}, which this process cannot find: pass it as `reply=`, or define it at the top of a module"
+        return (
+            f"the reply is a {self.type}, which this process cannot find: pass it as `reply=`, or define it at the top "
+            f"of a module"
+        )
 
 
 class NothingToReply(RingleaderError):

@@ -42,9 +42,7 @@ def leaves_nothing_behind() -> Iterator[None]:
     yield
     deadline = time.monotonic() + GRACE
     while True:
-        children, segments, threads = (
-            now - then for now, then in zip((_children(), _segments(), _threads()), before, strict=True)
-        )
+        children, segments, threads = _children() - before[0], _segments() - before[1], _threads() - before[2]
         if not (children or segments or threads):
             return
         if time.monotonic() > deadline:

@@ -103,7 +103,11 @@ def test_a_slow_consumer_bounds_the_memory_of_its_producer(tmp_path: Path, level
     with app.start() as system:
         before = rss(system, "source")
         source = system.block("source")
-        until(lambda: source.get(Field.OVER_LIMIT) or source.get(Field.OUTBOX_BYTES) == 0 and source.get(Field.SENT) > 200)
+        until(
+            lambda: (
+                source.get(Field.OVER_LIMIT) or (source.get(Field.OUTBOX_BYTES) == 0 and source.get(Field.SENT) > 200)
+            )
+        )
         until(lambda: system.ask("slow", Get(), reply=Seen).n > 100)
         sent = source.get(Field.SENT)
         until(lambda: system.ask("slow", Get(), reply=Seen).n > 300)
@@ -155,21 +159,33 @@ def test_a_cycle_of_full_rings_makes_progress(tmp_path: Path, players: int, leve
     assert system.join() is ExitStatus.OK
 
 
+def send_until_full(system: System) -> None:
+    for n in range(1, 1000):
+        system.send("slow", Block(n, bytes(1000)), timeout=0.2)
+
+
 def test_an_external_sender_waits_for_room_with_a_deadline(tmp_path: Path) -> None:
-    app = Topology("slow", directory=tmp_path / "run", ring_bytes=16 << 10, max_message_bytes=4 << 10, outbox_limit_bytes=32 << 10)
+    app = Topology(
+        "slow", directory=tmp_path / "run", ring_bytes=16 << 10, max_message_bytes=4 << 10, outbox_limit_bytes=32 << 10
+    )
     app.worker("end", slow=Slow.spec(3600.0))
     app.external("slow", Block, Get)
     with app.start() as system:
         with pytest.raises(SendTimeout) as full:
-            for n in range(1, 1000):
-                system.send("slow", Block(n, bytes(1000)), timeout=0.2)
+            send_until_full(system)
         assert full.value.backlog > 32 << 10
         system.stop(drain=False)
 
 
 def test_a_backlog_longer_than_memory_waits_in_the_journal(tmp_path: Path) -> None:
     """One handling sends far more than the outbox limit: the rest is read back from disk, in order."""
-    app = Topology("burst", directory=tmp_path / "run", ring_bytes=64 << 10, max_message_bytes=16 << 10, outbox_limit_bytes=128 << 10)
+    app = Topology(
+        "burst",
+        directory=tmp_path / "run",
+        ring_bytes=64 << 10,
+        max_message_bytes=16 << 10,
+        outbox_limit_bytes=128 << 10,
+    )
     app.worker("source", burst=Burst)
     app.worker("end", slow=Slow.spec(0.0))
     app.route("burst", Block, to="slow")

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,8 @@ def dead_letters(system: System) -> list[NamedDeadLetter]:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "run"
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "run"
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -282,9 +282,8 @@ def test_the_traceback_is_kept_with_the_dead_letter(directory: Path) -> None:
 
 
 def test_dead_letters_survive_restarts_of_everything(directory: Path) -> None:
-    with fragile(directory).start() as system:
-        with pytest.raises(AskFailed):
-            system.ask("fragile", Job(7, "raise"))
+    with fragile(directory).start() as system, pytest.raises(AskFailed):
+        system.ask("fragile", Job(7, "raise"))
     with fragile(directory).start() as system:
         kill_worker(system, "work")
         assert len(dead_letters(system)) == 1

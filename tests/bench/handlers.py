@@ -46,7 +46,7 @@ class Sent(State):
 
 
 class Source(Handler):
-    """Sends `count` messages once it is told to, `call` of them in each `on_loop`, and then pauses for `pause` seconds."""
+    """Sends `count` messages once it is told to: `call` of them in each `on_loop`, and then a pause of `pause` seconds."""
 
     state: Sent
 

@@ -1,7 +1,8 @@
 """Two processes that measure something between them.
 
-A side is a function of an importable module: `side(start, *args) -> result`. It prepares what it needs, calls `start()`,
-which returns in both processes when both are prepared, and returns what it measured. Nothing of a pair stays.
+A side is a function of an importable module: `side(start, *args) -> result`. It prepares what it needs, calls
+`start()`, which returns in both processes when both are prepared, and returns what it measured. Nothing of a pair
+stays.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-CONTEXT = multiprocessing.get_context("spawn")  # each side an interpreter of its own, as workers are
+CONTEXT = multiprocessing.get_context("forkserver")  # as workers are started: forked from a small process, quickly
+CONTEXT.set_forkserver_preload(["tests.bench.transports"])
 
 Start = Callable[[], None]
 Side = Callable[..., Any]

@@ -79,13 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures the runtime next to its peers.")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="The runtime next to its peers.")
     parser.add_argument("--runs", type=int, default=None, help=f"how often each case is measured ({RUNS}; quick: 1)")
     parser.add_argument("--quick", action="store_true", help="a smoke run: everything once, with small counts")
     parser.add_argument("--fraction", type=float, default=None, help=f"of the usual counts (1; quick: {QUICK})")
-    parser.add_argument("--only", action="append", metavar="TEXT", help="cases with this in their name; may be repeated")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="cases with this in their name; repeatable")
     parser.add_argument("--list", action="store_true", help="name the cases and end")
-    parser.add_argument("--directory", type=Path, help="where run directories are made: its disk is measured by `power`")
+    parser.add_argument("--directory", type=Path, help="where journals are made; its disk is what `power` waits for")
     parser.add_argument("--output", type=Path, default=Path("bench-results"), help="directory of the JSON output")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds that one run of one case may take")
     options = parser.parse_args(arguments)

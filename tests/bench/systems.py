@@ -1,8 +1,9 @@
-"""The runtime at work: messages between handlers of two workers, round trips, a kill, workers that do nothing, a start."""
+"""The runtime at work: messages between handlers of two workers, round trips, kills, idle workers, a start."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import secrets
@@ -54,6 +55,17 @@ def _running(app: Topology) -> Iterator[System]:
         status = system.stop()
         if status is not ExitStatus.OK:
             raise SystemFailed(f"it ended with status {int(status)}: {system.reason}")
+
+
+@contextmanager
+def _kills_are_not_news() -> Iterator[None]:
+    log = logging.getLogger("ringleader")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _until(ready: Callable[[], bool], system: System, scale: Scale, every: float = 0.01) -> None:
@@ -129,15 +141,13 @@ def kill(scale: Scale) -> Series:
     """
     with _place(scale) as place:
         note = Note(place / "note")
-        app = Topology(
-            "bench-kill", directory=place / "run", max_restarts=1_000_000, restart_period=BETWEEN_KILLS / 3
-        )
+        app = Topology("bench-kill", directory=place / "run", max_restarts=1_000_000, restart_period=BETWEEN_KILLS / 3)
         app.worker("left", source=Source.spec(math.inf, place / "sent", STEADY, STEADY_PAUSE))
         app.worker("right", victim=Victim.spec(place / "note"))
         app.route("source", Tick, to="victim")
         app.external("source", Begin)
         measured: list[float] = []
-        with _running(app) as system:
+        with _kills_are_not_news(), _running(app) as system:
             system.send("source", Begin())
             pid = 0
             for _ in range(scale.count(KILLS, 2) + 1):
@@ -213,9 +223,7 @@ def _number(value: float | list[float]) -> float:
 
 def cases() -> list[Case]:
     cpu = (Figure("sender CPU", "sender", "ns/msg"), Figure("receiver CPU", "receiver", "ns/msg"))
-    found = [
-        Case("tell, 3 fields", level, functools.partial(tell, level), (RATE, *cpu), ours=True) for level in LEVELS
-    ]
+    found = [Case("tell, 3 fields", level, functools.partial(tell, level), (RATE, *cpu), ours=True) for level in LEVELS]
     for pause, title in ((0.0, "round trip, hot"), (COLD_PAUSE, "round trip, cold")):
         for level in ("process", "memory"):
             run = functools.partial(round_trip, level, pause)

@@ -51,6 +51,7 @@ class Entry:
 
     file: str = ""
     end: int = 0
+    frame: bytes = b""
     epoch: int = 0
     watermarks: dict[str, int] = field(default_factory=dict)
     consumed: dict[str, tuple[int | None, ...]] = field(default_factory=dict)  # peer -> uids; None: a dead letter
@@ -95,7 +96,7 @@ class Oracle:
         if kind == SNAPSHOT:
             self._snapshot(owner, epoch, decode_snapshot(body))
         else:
-            self._transaction(owner, name, end, epoch, decode_transaction(body))
+            self._transaction(owner, name, end, frame, epoch, decode_transaction(body))
 
     def synced(self, owner: str, name: str) -> None:
         ledger = self.ledgers[owner]
@@ -118,10 +119,9 @@ class Oracle:
         while len(ledger.entries) > 1:
             entry = ledger.last
             inode = store.files.get(entry.file)
-            whole = inode is not None and len(inode.data) >= entry.end
-            if (whole and inode is not None and any(inode.data[entry.end - 8 : entry.end])) or (
-                entry.file in gone and inode is None
-            ):
+            if inode is None and entry.file in gone:
+                break  # a snapshot that is on disk has it
+            if inode is not None and inode.data[entry.end - len(entry.frame) : entry.end] == entry.frame:
                 break
             ledger.entries.pop()
         self.gone = {(peer, name) for peer, name in self.gone if peer != owner or name not in store.files}
@@ -170,7 +170,7 @@ class Oracle:
         for peer, seq in snapshot.acked:
             self.forgotten(owner, peers[peer], seq)
 
-    def _transaction(self, owner: str, file: str, end: int, epoch: int, found: Transaction) -> None:
+    def _transaction(self, owner: str, file: str, end: int, frame: bytes, epoch: int, found: Transaction) -> None:
         self.transactions += 1
         before = self.ledgers[owner].last
         if epoch < before.epoch:
@@ -178,6 +178,7 @@ class Oracle:
         after = Entry(
             file,
             end,
+            frame,
             epoch,
             dict(before.watermarks),
             dict(before.consumed),
@@ -215,7 +216,7 @@ class Oracle:
 
     def _consumption(self, owner: str, after: Entry, found: Transaction, handled: list[tuple[str, Item]]) -> None:
         peers = self.plan.peers
-        inline = {uid for _, (_, _, _, sent) in handled for _, uid in sent}
+        inline = {uid for _, (_, _, _, sent) in handled for type_name, uid in sent if type_name != "#reply"}
         dead = {(peers[letter.peer], letter.seq): letter for letter in found.dead}
         taken: dict[str, list[Item]] = {}
         for _, item in handled:
@@ -263,7 +264,7 @@ class Oracle:
             for type_name, uid in sent:
                 for peer in self._receivers(name, type_name):
                     expected.setdefault(peer, []).append(uid)
-        inline = {item[2] for _, item in handled}
+        inline = {item[2] for _, item in handled if item[0]}
         if owner in expected:
             expected[owner] = [uid for uid in expected[owner] if uid not in inline]
         for letter in found.dead:

@@ -1,0 +1,507 @@
+"""Runs the real workers, gateway, endpoints and journals of a topology under a simulated scheduler.
+
+Every simulated process is a thread, and exactly one of them runs at any time. Before everything that another process,
+or its own next incarnation, could see, the runtime comes by `step`: there the scheduler may let another one go on, kill
+this one, or kill everything. The threads make it possible to run the runtime as it is; they decide nothing. With the
+same scene, policy and seed, everything happens again in the same order.
+
+What is simulated: shared memory (byte arrays), the disk, time, the doorbells' sleep, the supervisor's loop (what it
+decides about the dead is its own code). What is real: the rest.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest import mock
+
+from actors import dispatch, endpoint, hosted, wiring, worker
+from actors import system as system_module
+from actors.child import Child
+from actors.codec import FLAG_ASK, RunCodec, StateCodec
+from actors.endpoint import Endpoint
+from actors.gateway import Gateway
+from actors.plan import GATEWAY, Edge, Plan
+from actors.restart import ChildSpec, Death
+from actors.system import System
+from actors.system_errors import SendTimeout
+from actors.worker import Boot, Worker
+from bus import Block, Board, board_size, format_ring, ring_size
+from persist import journal as journal_module
+from persist.errors import JournalLocked
+from persist.journal import Journal
+from tests.model.disk import SimDirectory, SimLock, Store
+from tests.model.memory import SimBoard, SimDoorbell, SimRing
+from tests.model.oracle import Oracle, Violation
+from tests.model.topologies import Done, Scene, around
+
+SESSION = "51e5510a"
+HANG = 60.0  # seconds of real time that one simulated process may take between two steps
+SEGMENT_BYTES = 1500
+IDLE = 0.25
+
+
+class Crash(BaseException):
+    """The simulated process is dead."""
+
+
+@dataclass(eq=False)
+class Process:
+    """A simulated process: an incarnation of a worker, or the one with supervisor and gateway."""
+
+    name: str
+    go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    thread: threading.Thread | None = None
+    alive: bool = True
+    killed: bool = False
+    up: bool = False
+    bell: SimDoorbell | None = None  # what it sleeps on
+    timeout: float = 0.0
+    endpoint: Endpoint | None = None
+    failure: Exception | None = None
+    pid: int = 1
+    pidfd: int = -1
+
+    def poll(self) -> int | None:
+        return None if self.alive else -signal.SIGKILL
+
+    def kill(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Policy:
+    """Decides what happens. This one: no fault, turn by turn."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.torn = False
+
+    def fault(self, process: Process, kind: str) -> str:
+        """What happens at this step: "", "process" (this process dies) or "system" (everything does)."""
+        self.steps += 1
+        return ""
+
+    def switch(self, process: Process, kind: str) -> bool:
+        """Whether another process may go on."""
+        return kind == "turn"
+
+    def choose(self, ready: list[Process], last: Process | None) -> Process:
+        return next((one for one in ready if last is not None and one.name > last.name), ready[0])
+
+    def restart_now(self, name: str) -> bool:
+        """Whether a dead worker is started before the others have done all they can."""
+        return True
+
+    def time_passes(self) -> bool:
+        """Whether time jumps, so that a batch is cut."""
+        return False
+
+
+class FaultAt(Policy):
+    """One fault, at step `at`. `late`: the dead stay dead until nobody can do anything without them."""
+
+    def __init__(self, at: int, fault: str, late: bool = False) -> None:
+        super().__init__()
+        self._at, self._fault, self._late = at, fault, late
+
+    def fault(self, process: Process, kind: str) -> str:
+        self.steps += 1
+        return self._fault if self.steps == self._at else ""
+
+    def restart_now(self, name: str) -> bool:
+        return not self._late
+
+
+class Chance(Policy):
+    """Everything at random, as the seed says; no more faults after so many."""
+
+    def __init__(self, seed: int, faults: int = 6) -> None:
+        super().__init__()
+        self.random = Random(seed)
+        self._faults = faults
+        self._kill = self.random.choice([0.002, 0.01, 0.03])
+        self._system = self.random.choice([0.0, 0.2, 0.6])
+        self._switch = self.random.choice([0.02, 0.1, 0.4])
+        self._late = self.random.choice([0.0, 0.5, 0.95])
+        self._jump = self.random.choice([0.0, 0.1])
+
+    def fault(self, process: Process, kind: str) -> str:
+        self.steps += 1
+        if not self._faults or self.random.random() >= self._kill:
+            return ""
+        self._faults -= 1
+        return "system" if self.random.random() < self._system else "process"
+
+    def switch(self, process: Process, kind: str) -> bool:
+        return self.random.random() < self._switch
+
+    def choose(self, ready: list[Process], last: Process | None) -> Process:
+        return self.random.choice(ready)
+
+    def restart_now(self, name: str) -> bool:
+        return self.random.random() >= self._late
+
+    def time_passes(self) -> bool:
+        return self.random.random() < self._jump
+
+
+class Clock:
+    """In place of the module `time`: every look takes a microsecond."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._now = 10**9
+
+    def monotonic_ns(self) -> int:
+        self._now += 1000
+        if self._policy.time_passes():
+            self._now += 10**8
+        return self._now
+
+    def monotonic(self) -> float:
+        return self.monotonic_ns() / 1e9
+
+    time_ns = monotonic_ns
+
+
+class SimJournal(Journal):
+    """The real journal on the simulated disk."""
+
+    @classmethod
+    def open(cls, directory: Any, **options: Any) -> Any:
+        sim = current()
+        options |= {"segment_bytes": SEGMENT_BYTES, "files": sim.directory}
+        return super().open(directory, **options)
+
+
+_current: list[Simulation] = []
+
+
+def current() -> Simulation:
+    return _current[-1]
+
+
+class Simulation:
+    def __init__(self, scene: Scene, policy: Policy, seed: int = 0, limit: int = 60_000) -> None:
+        self.scene, self.plan, self.policy = scene, scene.plan, policy
+        self.oracle = Oracle(scene)
+        self.random = Random(seed)
+        self.stores = {peer: Store(peer) for peer in self.plan.peers}
+        self.limit = limit  # steps until a run that has not come to its end never will
+        self.deaths = 0
+        self.overslept = 0  # how often only the bound of a wait has helped
+        self.fed = {self.plan.worker_of(handler): len(feeds) for handler, feeds in scene.feeds.items()}
+        self._processes: list[Process] = []
+        self._running: Process | None = None
+        self._back = threading.Semaphore(0)
+        self._violation: Violation | None = None
+        self._system_fault = False
+        self._replies: set[int] = set()
+
+    # ------------------------------------------------------------------------------------------------ what the runtime meets
+    def step(self, kind: str, torn: Callable[[], None] | None = None) -> None:
+        """Before everything that others could see."""
+        process = self._running
+        if process is None:
+            return  # the supervisor, which is not simulated step by step
+        if process.killed:
+            raise Crash
+        fault = self.policy.fault(process, kind)
+        if self.policy.steps > self.limit:
+            raise Violation("liveness", f"not at an end after {self.limit} steps: {self.oracle.pending(self.fed)}")
+        if fault:
+            if torn is not None:
+                torn()
+            self._system_fault = fault == "system" or process.name == GATEWAY
+            process.killed = True
+            raise Crash
+        self._check_forgotten(process)
+        if self.policy.switch(process, kind):
+            self._give_way(process)
+
+    def die(self) -> None:
+        """The running process kills itself."""
+        assert self._running is not None
+        self._running.killed = True
+        raise Crash
+
+    def sleep(self, bell: SimDoorbell, timeout: float) -> None:
+        process = self._running
+        assert process is not None
+        process.bell, process.timeout = bell, timeout
+        self._give_way(process)
+        process.bell = None
+
+    def wrote(self, owner: str, name: str, data: bytes, end: int) -> None:
+        self.oracle.wrote(owner, name, data, end)
+
+    def synced(self, owner: str, name: str) -> None:
+        self.oracle.synced(owner, name)
+
+    def unlinked(self, owner: str, name: str) -> None:
+        self.oracle.unlinked(owner, name)
+
+    def directory(self, path: str) -> SimDirectory:
+        return SimDirectory(self, self.stores[Path(path).name])
+
+    def lock(self, path: str, descriptor: int) -> SimLock:
+        return SimLock(self.stores[Path(path).name], self._running, lambda holder: holder.alive)  # type: ignore[attr-defined]
+
+    def ring(self, run_id: str, edge: Edge, wires: object) -> SimRing:
+        return SimRing(self._rings[edge.index], self, self.scene.one_record)
+
+    def endpoint(self, plan: Any, me: str, block: Any) -> Endpoint:
+        assert self._running is not None
+        self._running.endpoint = made = _make_endpoint(plan, me, block)
+        return made
+
+    # ------------------------------------------------------------------------------------------------ scheduling
+    def run(self) -> None:
+        """Until everything is done. Raises Violation."""
+        _current.append(self)
+        around.step, around.die, around.last = self.step, self.die, 0
+        try:
+            self._start_all()
+            self._until_done()
+        finally:
+            self._kill_all()
+            _current.pop()
+
+    def again(self) -> None:
+        """After `run`: everything is killed and started once more, which must change nothing."""
+        _current.append(self)
+        before = {peer: ledger.last.records for peer, ledger in self.oracle.ledgers.items()}
+        try:
+            self._crash_system()
+            self._until_done()
+        finally:
+            self._kill_all()
+            _current.pop()
+        after = {peer: ledger.last.records for peer, ledger in self.oracle.ledgers.items()}
+        if before != after:
+            raise Violation("I1", f"after a restart {before} became {after}")
+
+    def _until_done(self) -> None:
+        last: Process | None = None
+        while True:
+            self._launch_due(all_asleep=False)
+            ready = [one for one in self._processes if one.bell is None or not one.bell.armed]
+            if not ready:
+                if self._launch_due(all_asleep=True):
+                    continue
+                if not self.oracle.pending(self.fed):
+                    return
+                self._wake()
+                continue
+            last = self.policy.choose(ready, last)
+            self._let(last)
+
+    def _wake(self) -> None:
+        """Everyone sleeps, and not everything is done: the bounds of their waits end them."""
+        if not any(one.timeout < IDLE for one in self._processes):
+            self.overslept += 1
+            if self.overslept > 10 + 20 * self.deaths:
+                raise Violation("liveness", f"nobody has anything to do, but {self.oracle.pending(self.fed)}")
+        for one in self._processes:
+            if one.bell is not None:
+                one.bell.disarm()
+        self.policy.steps += 1
+        if self.policy.steps > self.limit:
+            raise Violation("liveness", f"not at an end after {self.limit} steps: {self.oracle.pending(self.fed)}")
+
+    def _let(self, process: Process) -> None:
+        """The process goes on until it gives way or is dead."""
+        self._running = process
+        process.go.release()
+        if not self._back.acquire(timeout=HANG):
+            raise RuntimeError(f"{process.name} hangs outside of the simulation")
+        self._running = None
+        if self._violation is not None:
+            violation, self._violation = self._violation, None
+            raise violation
+        if self._system_fault:
+            self._system_fault = False
+            self._crash_system()
+        elif not process.alive:
+            self._bury(process)
+
+    def _give_way(self, process: Process) -> None:
+        self._back.release()
+        process.go.acquire()
+        if process.killed:
+            raise Crash
+
+    def _check_forgotten(self, process: Process) -> None:
+        owned = process.endpoint
+        if owned is not None and owned.journal is not None:
+            for link in owned.links:
+                if link.outbound.acked:
+                    self.oracle.forgotten(process.name, link.name, link.outbound.acked)
+
+    # ------------------------------------------------------------------------------------------------ life and death
+    def _start_all(self) -> None:
+        plan = self.plan
+        self._rings = [bytearray(ring_size(plan.limits.ring_bytes)) for _ in plan.edges]
+        for ring in self._rings:
+            format_ring(ring, plan.limits.ring_bytes, 1)
+        self._memory = bytearray(board_size(plan.peers))
+        board = Board.format(self._memory, plan.peers)
+        self._children = [Child(ChildSpec(one.name), board.block(one.name)) for one in plan.workers]
+        self._gateway = self._spawn(GATEWAY, self._run_gateway)
+
+    def _spawn(self, name: str, target: Callable[[Process], None]) -> Process:
+        process = Process(name)
+
+        def body() -> None:
+            process.go.acquire()
+            try:
+                if not process.killed:
+                    target(process)
+            except Crash:
+                pass
+            except Violation as violation:
+                self._violation = violation
+            except Exception as failure:  # what would end the worker
+                process.failure = failure
+            finally:
+                process.alive = False
+                self._back.release()
+
+        process.thread = threading.Thread(target=body, name=f"simulated {name}", daemon=True)
+        process.thread.start()
+        self._processes.append(process)
+        return process
+
+    def _launch_due(self, all_asleep: bool) -> bool:
+        launched = False
+        for child in self._children if self._gateway.up else ():
+            if child.due is not None and (child.due == 0 or all_asleep or self.policy.restart_now(child.name)):
+                child.launched_by(self._launch)
+                launched = True
+        return launched
+
+    def _launch(self, name: str, epoch: int, suspect: tuple[int, int] | None) -> Process:
+        boot = Boot(self.plan, name, "simulated", f"/{name}", SESSION, epoch, suspect, {}, {})
+
+        def target(process: Process) -> None:
+            board = SimBoard(self._memory, self)
+            Worker(boot, board, board.block(name), wiring.Wires()).run()
+
+        return self._spawn(name, target)
+
+    def _bury(self, process: Process) -> None:
+        self._processes.remove(process)
+        assert process.thread is not None
+        process.thread.join(HANG)
+        failure = process.failure
+        if failure is not None and not isinstance(failure, JournalLocked):
+            raise Violation("failure", f"{process.name}: {type(failure).__name__}: {failure}") from failure
+        child = next(one for one in self._children if one.name == process.name)
+        child.process = None
+        child.bury(Death(child.name, None, signal.SIGKILL, False, "killed"))
+        child.due = 1.0
+        self.deaths += 1
+
+    def _crash_system(self) -> None:
+        self._kill_all()
+        self.deaths += 1
+        if self.oracle.power:
+            for peer, store in self.stores.items():
+                store.lose_power(self.random)
+                self.oracle.lost_power(peer, store)
+            self.oracle.histories()
+        self._start_all()
+
+    def _kill_all(self) -> None:
+        for process in self._processes:
+            process.killed = True
+            process.go.release()
+            assert process.thread is not None
+            process.thread.join(HANG)
+            self._back.acquire(timeout=HANG)
+        self._processes.clear()
+        self._violation = None
+
+    # ------------------------------------------------------------------------------------------------ the world outside
+    def _run_gateway(self, process: Process) -> None:
+        board = SimBoard(self._memory, self)
+        journals = types.SimpleNamespace(path=Path("/"), journal=lambda name: Path("/") / name)
+        host: Any = types.SimpleNamespace(
+            plan=self.plan,
+            _identity=types.SimpleNamespace(run_id="simulated"),
+            _board=board,
+            _wires=wiring.Wires(),
+            _directory=journals,
+            _session=SESSION,
+            _resolve=lambda name: Done,
+        )
+        gateway: Gateway = System._open_gateway(host)
+        process.up = True
+        bell: Any = board.block(GATEWAY).doorbell
+        while True:
+            bell.arm()
+            self.step("turn")
+            with gateway._room:
+                worked = gateway._step()
+            worked |= self._feed(gateway)
+            if not worked:
+                bell.wait(IDLE)
+            bell.disarm()
+
+    def _feed(self, gateway: Gateway) -> bool:
+        """Sends the next message from outside, if there is one and room for it. Its number is in the journal."""
+        for handler, feeds in self.scene.feeds.items():
+            peer = self.plan.peers.index(self.plan.worker_of(handler))
+            sent = gateway._endpoint.links[peer].outbound.assigned
+            if sent < len(feeds):
+                try:
+                    gateway._send(handler, feeds[sent], 0.0, FLAG_ASK, Done)
+                except SendTimeout:
+                    continue
+                return True
+        return False
+
+
+_make_endpoint = worker.make_endpoint
+_codec = cache(RunCodec)  # pure, and the greater part of the cost of an incarnation
+_state_codec = cache(StateCodec)
+
+
+@contextmanager
+def simulated(scene: Scene, policy: Policy) -> Iterator[None]:
+    """The few places where the runtime meets its surroundings lead into the simulation."""
+    clock = Clock(policy)
+
+
+    def make_endpoint(plan: Plan, me: str, block: Block) -> Endpoint:
+        return current().endpoint(plan, me, block)
+
+    with (
+        mock.patch.multiple(worker, Journal=SimJournal, RunCodec=_codec, time=clock, make_endpoint=make_endpoint),
+        mock.patch.object(system_module, "make_endpoint", make_endpoint),
+        mock.patch.object(journal_module, "DirectoryLock", lambda *given: current().lock(*given)),
+        mock.patch.object(wiring, "attach_ring", lambda *given: current().ring(*given)),
+        mock.patch.multiple(dispatch, time=clock, INLINE_LIMIT=scene.inline_limit),
+        mock.patch.object(hosted, "StateCodec", _state_codec),
+        mock.patch.object(endpoint, "time", clock),
+    ):
+        yield
+
+
+def simulate(scene: Scene, policy: Policy, seed: int = 0, again: bool = False, limit: int = 60_000) -> Simulation:
+    """One run to its end. Raises Violation."""
+    with simulated(scene, policy):
+        simulation = Simulation(scene, policy, seed, limit)
+        simulation.run()
+        if again:
+            simulation.again()
+    return simulation
