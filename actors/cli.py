@@ -43,20 +43,25 @@ def main() -> None:
     app(prog_name="ringleader")
 
 
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        print(f"ringleader {version('ringleader')}")
+    except PackageNotFoundError:
+        print("ringleader, from a source folder, not installed")
+    raise typer.Exit
+
+
 @app.callback()
 def _ringleader(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
     """Actors in worker processes, supervised; every message takes effect exactly once."""
-    if version:
-        from importlib.metadata import PackageNotFoundError
-        from importlib.metadata import version as installed
-
-        try:
-            print(f"ringleader {installed('ringleader')}")
-        except PackageNotFoundError:
-            print("ringleader, run from a source folder without being installed")
-        raise typer.Exit
 
 
 @app.command()

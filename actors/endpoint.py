@@ -357,9 +357,20 @@ class Endpoint:
             return
         self.cells[Field.JOURNAL_BYTES] = journal.bytes
         if journal.due:
-            journal.rotate(self.snapshot())
-            journal.trim({link.index: link.outbound.acked for link in self.links})
-            self.cells[Field.JOURNAL_SEGMENTS] = journal.segments
+            self._renew(journal)
+
+    def seal(self) -> None:
+        """At a clean end: the journal begins anew with all acknowledgements in it, so that the next start finds no work."""
+        self.progress()
+        if self.journal is not None:
+            self._renew(self.journal)
+            self.journal.close()
+            self.journal = None
+
+    def _renew(self, journal: Journal) -> None:
+        journal.rotate(self.snapshot())
+        journal.trim({link.index: link.outbound.acked for link in self.links})
+        self.cells[Field.JOURNAL_SEGMENTS] = journal.segments
 
     # ------------------------------------------------------------------------------------------------ waiting
     def idle(self) -> bool:

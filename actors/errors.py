@@ -1,7 +1,7 @@
 """What can go wrong, as types. Every error says who is at fault and what to do, and carries its values.
 
-Guarantees: `args` are exactly the constructor's arguments, so that every error survives pickling; the text is composed
-from the attributes; types are carried by name, so that an error can be read in a process that does not have the class.
+Guarantees: `args` are the constructor's arguments, so that every error survives pickling; the text is composed from the
+attributes; types are carried by name, so that an error can be read in a process that does not have the class.
 The text never shows the content of a message, only names, types and sizes; a short picture of the value at fault is in
 `value`.
 """
@@ -72,13 +72,10 @@ class SenderError(RingleaderError):
     """
 
     handler: str = ""
-    _handler_at: int  # where `handler` stands in args
 
     def blame(self, handler: str) -> None:
         """Fill in the sending handler's name."""
         self.handler = handler
-        at = self._handler_at
-        self.args = (*self.args[:at], handler, *self.args[at + 1 :])
 
     @property
     def sender(self) -> str:
@@ -87,8 +84,6 @@ class SenderError(RingleaderError):
 
 class UnroutedMessage(SenderError):
     """The topology has no route for this type from this handler."""
-
-    _handler_at = 0
 
     def __init__(self, handler: str, type: str, routed: tuple[str, ...]) -> None:  # noqa: A002  (the attribute's name)
         super().__init__(handler, type, tuple(routed))
@@ -111,8 +106,6 @@ class BadMessage(SenderError):
     `index` is the message's place in the run it was sent in, `field` the path of the value (empty if it is the message
     itself), `reason` what the codec said, and `value` a short picture of the value.
     """
-
-    _handler_at = 5
 
     def __init__(
         self,
@@ -138,8 +131,6 @@ class BadMessage(SenderError):
 
 class MessageTooLarge(SenderError):
     """One message, encoded, is over the size limit of the topology."""
-
-    _handler_at = 4
 
     def __init__(self, type: str, size: int, limit: int, index: int = 0, handler: str = "") -> None:  # noqa: A002
         super().__init__(type, size, limit, index, handler)
@@ -171,7 +162,6 @@ class BadState(RingleaderError):
     def blame(self, handler: str) -> None:
         """Fill in the name of the handler whose state it is."""
         self.handler = handler
-        self.args = (self.where, self.reason, handler)
 
     def __str__(self) -> str:
         owner = f"handler {self.handler!r}: " if self.handler else ""

@@ -80,6 +80,8 @@ class Gateway:
         with self._lock:
             for future, _ in self._asked.values():
                 _settle(future, SystemClosed(self._plan.name))
+            if self._failure is None:
+                self._endpoint.seal()
 
     # ------------------------------------------------------------------------------------------------ sending
     def _send(

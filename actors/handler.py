@@ -168,8 +168,8 @@ def describe(cls: type[Handler]) -> HandlerDescription:
         lifecycle["on_start"],
         lifecycle["on_loop"],
         lifecycle["on_stop"],
-        constructed(cls, Handler, "send"),
-        constructed(cls, Handler, "reply"),
+        constructed(cls, "send"),
+        constructed(cls, "reply"),
         tuple(problems),
     )
 

@@ -185,6 +185,14 @@ class RunDirectory:
             os.close(journals)
         return self.path / JOURNALS / worker
 
+    def journals(self) -> list[str]:
+        """The workers that have a journal here."""
+        try:
+            with os.scandir(self.path / JOURNALS) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+
     def write_identity(self, identity: Identity) -> None:
         """Say who runs it from now on. What is left of the run before goes."""
         self._write(IDENTITY, identity)

@@ -18,14 +18,14 @@ from actors.message import Message
 _MISSING = object()
 
 
-def constructed(cls: type, base: type, action: str) -> tuple[type[Message], ...]:
-    """The message classes constructed in `self.<action>(...)` by the methods of `cls`, those of `base` left out."""
+def constructed(cls: type, action: str) -> tuple[type[Message], ...]:
+    """The message classes constructed in `self.<action>(...)` by the methods of `cls`, inherited ones too."""
     found: dict[type[Message], None] = {}
     names = dict.fromkeys(name for one in reversed(cls.__mro__) for name in vars(one))
     for name in names:
         owner = next(one for one in cls.__mro__ if name in vars(one))
         method = vars(owner)[name]
-        if isinstance(method, FunctionType) and not issubclass(base, owner):
+        if isinstance(method, FunctionType):
             found.update(dict.fromkeys(_constructed_in(inspect.unwrap(method), action)))
     return tuple(found)
 

@@ -77,8 +77,12 @@ def read_status(
 def list_status(home: Path | None = None, *, hung_after: float = HUNG_AFTER) -> SystemList:
     """All systems of the home directory, by name. Raises NotYours for somebody else's home."""
     home = home or default_home()
-    readings = [read_status(found.path, hung_after=hung_after) for found in list_systems(home)]
-    return SystemList(home=str(home), systems=tuple(one for one in readings if one.condition is not Condition.UNKNOWN))
+    try:
+        found = list_systems(home)
+    except PermissionError:  # not even whose it is may be known
+        raise NotYours(home, _owner(home)) from None
+    systems = [read_status(one.path, hung_after=hung_after) for one in found]
+    return SystemList(home=str(home), systems=tuple(one for one in systems if one.condition is not Condition.UNKNOWN))
 
 
 def readings(read: Callable[[], Reading], first: Reading, *, interval: float = INTERVAL) -> Iterator[Reading]:

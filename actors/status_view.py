@@ -190,7 +190,16 @@ def _message_table(workers: list[WorkerStatus], status: SystemStatus) -> Table:
 
 
 def _edge_table(edges: list[EdgeStatus]) -> Table:
-    table = _table("edges, those of the gateway if they were ever used", "edge", ">backlog", ">bytes", ">in ring", ">fill %", ">outbox", ">oldest")
+    table = _table(
+        "edges, those of the gateway if they were ever used",
+        "edge",
+        ">backlog",
+        ">bytes",
+        ">in ring",
+        ">fill %",
+        ">outbox",
+        ">oldest",
+    )
     for edge in edges:
         table.add_row(
             *_texts(f"{edge.source} -> {edge.target}", edge.backlog_messages, size(edge.backlog_bytes)),

@@ -33,19 +33,24 @@ from actors.restart import ChildSpec, Policy
 from actors.resume import Names
 from actors.rundir import AlreadyRunning, RunDirectory, RunDirectoryError, default_home
 from actors.supervisor import Supervisor
-from actors.system_errors import BadReply, StartFailed
+from actors.system_errors import BadReply, StartFailed, TopologyChanged
+from actors.takeover import Move, carry, moves
 from actors.wiring import Wires, attach_board, attach_ring, board_name, connect, create_segments, ring_name
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
 from bus import Block, Cell, Field, Segment, SharedMemoryFull, Text, WorkerState
 from bus.segment import remove_stale
 from persist import (
     DamagedJournal,
+    Journal,
     JournalLocked,
     JournalPoisoned,
     NewerFormat,
     NotAJournal,
     PersistError,
+    Recovered,
+    Snapshot,
     UnknownName,
+    read,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +69,6 @@ class System:
         self._ended = threading.Event()
         self._status = ExitStatus.FAILED
         self._failure: BaseException | None = None
-        self._ending = threading.Lock()
         self._attempts: dict[str, dict[tuple[int, int], int]] = {}
         self._suspects: dict[str, int] = {}
         self._wires = Wires()
@@ -190,6 +194,7 @@ class System:
         old, ending = self._directory.read_identity(), self._directory.read_exit()
         if old is not None:
             remove_stale(stale_prefix(old))
+        self._adopt(old)
         session = secrets.token_hex(4)
         if old is not None and old.session and (ending is None or ending.status != ExitStatus.OK):
             session = old.session
@@ -208,6 +213,19 @@ class System:
         # Before the first segment exists: whoever comes after a crash finds its name.
         self._directory.write_identity(identity)
         return identity, session
+
+    def _adopt(self, old: Identity | None) -> None:
+        """Carries the state of handlers that moved. Before the new identity is written: a crash only repeats it."""
+        found = {name: read(self._directory.journal(name)) for name in self._directory.journals()}
+        for move in moves(self.plan, found, old.handlers if old is not None else {}):
+
+            def first(recovered: Recovered | None, epoch: int, move: Move = move) -> Snapshot:
+                target = recovered if recovered is not None else Recovered()
+                carry(move, found[move.source], target)
+                return Names(self.plan, move.target).first(target, None)
+
+            directory = self._directory.journal(move.target)
+            Journal.open(directory, epoch=0, level=self.plan.level, make_snapshot=first)[0].close()
 
     def _open_gateway(self) -> Gateway:
         plan, run_id = self.plan, self._identity.run_id
@@ -262,7 +280,6 @@ class System:
             epoch=epoch_floor,
             suspect=suspect,
             attempts=attempts,
-            inherited={},
         )
         return WorkerProcess.start(main, (cloudpickle.dumps(boot),), f"ringleader: {self.name}/{name}")
 
@@ -301,11 +318,16 @@ class System:
         except BaseException as failure:
             self._failure = failure
         finally:
-            with self._ending:
-                self._gateway.close()
-                self._record_end()
-                self._give_back()
-                self._ended.set()
+            self._end()
+
+    def _end(self) -> None:
+        """Each step whatever became of the one before: nothing may stay, and nobody may wait for ever."""
+        for step in (self._gateway.close, self._record_end, self._give_back):
+            try:
+                step()
+            except Exception as failure:
+                self._failure = self._failure or failure
+        self._ended.set()
 
     def _record_end(self) -> None:
         self._directory.write_exit(
@@ -336,7 +358,7 @@ def prepare(topology: Topology, observer: Observer | None = None) -> System:
     directory = Path(topology.directory) if topology.directory is not None else default_home() / plan.name
     try:
         return System(plan, directory, observer)
-    except (SharedMemoryFull, AlreadyRunning, RunDirectoryError, PersistError, OSError) as error:
+    except (SharedMemoryFull, AlreadyRunning, TopologyChanged, RunDirectoryError, PersistError, OSError) as error:
         raise StartFailed(plan.name, _status_of(error), str(error)) from error
 
 
@@ -390,8 +412,10 @@ def _status_of(error: Exception) -> ExitStatus:
             return ExitStatus.NO_SPACE
         case AlreadyRunning() | JournalLocked():
             return ExitStatus.HELD
-        case DamagedJournal() | NewerFormat() | NotAJournal() | UnknownName():
+        case DamagedJournal() | NewerFormat() | NotAJournal():
             return ExitStatus.DAMAGED
+        case TopologyChanged() | UnknownName():
+            return ExitStatus.USAGE
         case JournalPoisoned() | OSError() if getattr(error.__cause__ or error, "errno", None) == errno.ENOSPC:
             return ExitStatus.NO_SPACE
     return ExitStatus.FAILED

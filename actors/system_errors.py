@@ -119,15 +119,15 @@ class UnknownHandler(RingleaderError):
 
 
 class TopologyChanged(RingleaderError):
-    """The run directory holds messages that the present topology cannot deliver. `pending` counts them by name."""
+    """The run directory holds messages that the present topology cannot deliver. `pending` counts them by edge."""
 
-    def __init__(self, owner: str, pending: Mapping[str, int]) -> None:
-        super().__init__(owner, dict(pending))
-        self.owner, self.pending = owner, dict(pending)
+    def __init__(self, change: str, pending: Mapping[str, int]) -> None:
+        super().__init__(change, dict(pending))
+        self.change, self.pending = change, dict(pending)
 
     def __str__(self) -> str:
-        waiting = ", ".join(f"{count} for {name!r}" for name, count in self.pending.items())
+        waiting = ", ".join(f"{count} on {edge}" for edge, count in self.pending.items())
         return (
-            f"messages from {self.owner!r} are pending that this topology cannot deliver: {waiting}; start the former "
-            f"topology until it has drained, or use another directory"
+            f"{self.change}, but messages are pending: {waiting}; start the former topology until it has drained, or use "
+            f"another directory"
         )

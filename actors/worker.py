@@ -57,7 +57,6 @@ class Boot:
     epoch: int  # at least this; the journal may know better
     suspect: tuple[int, int] | None  # (peer index, seq) in progress when the last incarnation died
     attempts: dict[tuple[int, int], int]  # at level `memory`, where no journal remembers them
-    inherited: dict[str, tuple[bytes | None, dict[bytes, bytes]]]  # state of handlers that lived elsewhere before
 
 
 def main(boot_bytes: bytes) -> None:
@@ -118,15 +117,12 @@ class Worker:
         outgoing, inlets, hosted = assemble(plan, mine, endpoint, context)
         attempts = dict(boot.attempts)
         again = self._block.get(Field.SESSION) == session_number(boot.session)
-        for one in hosted:
-            one.restore(*boot.inherited.get(one.name, (None, None)))
         if recovered is not None and journal is not None:
             peers = {name: index for index, name in enumerate(plan.peers)}
             attempts = {(peers[peer], seq): n for (peer, seq), n in recovered.attempts.items() if peer in peers}
             again = recovered.tables.get(RUNTIME, {}).get(SESSION) == boot.session.encode()
             for one in hosted:
-                if one.name in recovered.states or one.name in recovered.tables:
-                    one.restore(recovered.states.get(one.name), recovered.tables.get(one.name))
+                one.restore(recovered.states.get(one.name), recovered.tables.get(one.name))
         dispatcher = Dispatcher(plan, endpoint, hosted, outgoing, inlets, context, attempts, boot.session)
         endpoint.snapshot = lambda: snapshot(names, endpoint, dispatcher, boot.session)
         endpoint.epoch = boot.epoch if journal is None else journal.epoch
@@ -172,7 +168,7 @@ class Worker:
                 bell.disarm()
         block.set(Field.STATE, WorkerState.STOPPING)
         dispatcher.stop()
-        endpoint.progress()
+        endpoint.seal()
         block.set(Field.CONTROL_SEEN, Control.STOP)
         block.set(Field.STATE, WorkerState.STOPPED)
 

@@ -10,7 +10,8 @@ number may ring. The contract:
       disarm(), look
 
 Either the consumer's second look sees what was published, or the producer sees the word armed: a wake-up is not lost.
-A wait may also end early, and always ends at its bound, so whoever waits has to look again in any case.
+A wait may also end early (by a signal, or because the wake for an earlier wait came late), and always ends at its
+bound, so whoever waits has to look again in any case.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Doorbell:
         fence()
 
     def wait(self, timeout: float, /) -> bool:
-        """Sleeps while the word is armed, at most `timeout` seconds. True if the bell was rung (or disarmed)."""
+        """Sleeps while the word is armed, at most `timeout` seconds. True if the bell was rung."""
         self._require_open()
         if not math.isfinite(timeout):
             raise ValueError(f"a wait has to be bounded, not {timeout}")

@@ -43,8 +43,7 @@ class DirectoryLock:
             self._key = (found.st_dev, found.st_ino)
             self._owner = _held[self._key] = os.getpid()
         with contextlib.suppress(OSError):  # on a full disk the number is missing; the lock is held all the same
-            os.ftruncate(self._file, 0)
-            os.pwrite(self._file, f"{self._owner}\n".encode(), 0)
+            os.pwrite(self._file, f"{self._owner:<15}\n".encode(), 0)  # of one length: to truncate would be to wait
 
     def release(self) -> None:
         """Idempotent; in a forked child it gives up nothing."""

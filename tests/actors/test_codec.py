@@ -39,6 +39,10 @@ class Deep(Message):
     names: dict[str, list[int]]
 
 
+class Held(Message):
+    point: Point
+
+
 class Loose(Message):
     anything: Any
 
@@ -127,6 +131,7 @@ WRONG = [
     (Trade(b"a", 1.0, 1), "symbol", "Expected `str`, got `bytes`", "b'a'"),  # type: ignore[arg-type]
     (Deep((Point(1, "y"),), {}), "points[0][1]", "Expected `int`, got `str`", "'y'"),  # type: ignore[arg-type]
     (Deep((), {"a": [1, None]}), "names[...][1]", "Expected `int`, got `None`", "None"),  # type: ignore[list-item]
+    (Held(Point(1, "y")), "point[1]", "Expected `int`, got `str`", "'y'"),  # type: ignore[arg-type]
     (Bounded(11), "level", "Expected `int` <= 10", "11"),
     (Tagged("x"), "value", "Expected `int`, got `str`", "'x'"),  # type: ignore[arg-type]
     (Renamed("x"), "long_name", "Expected `int`, got `str`", "'x'"),  # type: ignore[arg-type]
@@ -134,6 +139,7 @@ WRONG = [
 GOOD: dict[type, Message] = {
     Trade: Trade("a", 1.0, 1),
     Deep: Deep((), {}),
+    Held: Held(Point(1, 2)),
     Bounded: Bounded(1),
     Tagged: Tagged(1),
     Renamed: Renamed(1),
@@ -189,7 +195,7 @@ def test_what_a_value_looks_like_is_kept_short_and_out_of_the_text():
     with pytest.raises(BadMessage) as caught:
         codec.encode_run([Loose(Rude())])
     assert "repr raises ValueError" in caught.value.value
-    body = RunCodec(Trade).encode_run([Trade("secret " * 1000, "x", 1)])  # type: ignore[arg-type]
+    body = RunCodec(Trade).encode_run([Trade("a", "secret " * 1000, 1)])  # type: ignore[arg-type]
     with pytest.raises(BadMessage) as caught:
         RunCodec(Trade).check_run(body)
     assert "secret" not in str(caught.value)
@@ -285,7 +291,9 @@ def test_split_runs_are_the_same_messages_in_the_same_order_and_each_fits(texts,
 
 def test_a_run_that_fits_is_not_split():
     codec = RunCodec(Trade)
-    assert codec.split_run(run(), 10_000) == [(3, codec.encode_run(run()))]
+    body = codec.encode_run(run())
+    assert codec.split_run(run(), len(body)) == [(3, body)]
+    assert [count for count, _ in codec.split_run(run(), len(body) - 1)] == [1, 2]
 
 
 def test_a_message_over_the_limit_is_blamed_with_its_index_and_size():

@@ -224,6 +224,17 @@ def test_an_annotation_that_names_nothing_is_told_by_field():
     assert not can_encode_late(Lost)
 
 
+def test_an_annotation_that_a_subclass_replaces_is_not_told():
+    class Lost(Message):
+        one: "Nowhere"  # type: ignore[name-defined]  # noqa: F821
+        two: "Nowhere"  # type: ignore[name-defined]  # noqa: F821
+
+    class Found(Lost):
+        one: int
+
+    assert [problem.partition(":")[0] for problem in check_encodable(Found)] == ["two"]
+
+
 def test_what_can_be_encoded_has_no_problems():
     assert check_encodable(Chain) == check_encodable(Basket) == []
     assert check_type(dict[str, Point | None]) is None

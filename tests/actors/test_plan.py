@@ -36,10 +36,10 @@ def ring():
     topology = Topology("ring")
     topology.worker("in", feed=Feed.spec("x"))
     topology.worker("a", a=Relay, local=Relay)
-    topology.worker("b", b=Relay)
+    topology.worker("b", b=Relay, twin=Relay)
     topology.worker("out", out=Relay)
     topology.route("feed", Trade, to="a")
-    topology.route("a", Trade, to=["b", "local", "out"])
+    topology.route("a", Trade, to=["b", "local", "twin", "out"])
     topology.route("b", Trade, to=["a", "out"])
     return topology.compile()
 
@@ -55,7 +55,7 @@ def test_everything_is_numbered_densely():
 
 def test_peers_are_the_gateway_and_the_workers():
     assert ring().peers == (GATEWAY, "in", "a", "b", "out")
-    assert [handler.name for handler in ring().handlers] == ["feed", "a", "local", "b", "out"]
+    assert [handler.name for handler in ring().handlers] == ["feed", "a", "local", "b", "twin", "out"]
 
 
 def test_edges_are_the_pairs_that_routes_need_and_those_of_the_gateway():
@@ -91,7 +91,7 @@ def test_routes_by_source_and_type():
     plan = ring()
     route = plan.route_for("a", Trade)
     assert route is not None
-    assert (route.targets, route.type_name) == (("b", "local", "out"), "tests.actors.declared.Trade")
+    assert (route.targets, route.type_name) == (("b", "local", "twin", "out"), "tests.actors.declared.Trade")
     assert plan.source_peer(route) == "a"
     assert plan.target_peers(route) == ("b", "a", "out")
     assert plan.routes_from("a") == (route,)
@@ -101,7 +101,7 @@ def test_routes_by_source_and_type():
 
 def test_every_handled_type_has_an_entry_from_outside():
     plan = ring()
-    for name in ("a", "local", "b", "out"):
+    for name in ("a", "local", "b", "twin", "out"):
         route = plan.entry(name, Trade)
         assert route is not None
         assert (route.source, route.targets, route.message) == (GATEWAY, (name,), Trade)
@@ -173,30 +173,33 @@ def test_the_fingerprint_does_not_change_with_numbers_or_arguments(change):
     assert fingerprint(change) == fingerprint()
 
 
-def shaped(fields, state=None):
-    """The fingerprint of a topology with a message of these fields."""
-
-    class Inner(msgspec.Struct):
-        __annotations__ = dict(state or {"x": int})
-        x = 0
-
-    message = msgspec.defstruct("Shape", [*fields.items(), ("inner", Inner | None)], bases=(Message,), frozen=True)
+def shaped(fields, inside=(("x", int),), kept=(("y", int, 0),)):
+    """The fingerprint of a topology with a message of these fields, and one struct inside it and one in its state."""
+    inner, row = msgspec.defstruct("Inner", inside), msgspec.defstruct("Row", kept)
+    message = msgspec.defstruct("Shape", [*fields, ("inner", inner | None, None)], bases=(Message,), frozen=True)
 
     def on_it(self, it): ...
 
     on_it.__annotations__["it"] = message
     topology = Topology("t")
-    takes = type("Takes", (Handler,), {"on_it": handle(on_it), "__annotations__": {"state": Table[str, Inner]}})
+    takes = type("Takes", (Handler,), {"on_it": handle(on_it), "__annotations__": {"state": Table.__class_getitem__((str, row))}})
     topology.worker("w", takes=takes)
     topology.external("takes")
     return topology.compile().fingerprint
 
 
-def test_the_fingerprint_changes_with_fields_also_of_structs_inside():
-    one = shaped({"a": int, "b": str | None})
-    assert one == shaped({"a": int, "b": str | None}) == shaped({"a": int, "b": None | str})
-    assert len({one, shaped({"a": int, "b": str}), shaped({"b": str | None, "a": int}), shaped({"a": int})}) == 4
-    assert shaped({"a": int, "b": str | None}, {"x": int | str}) != one
+def test_the_fingerprint_changes_with_fields_also_of_structs_inside_and_of_state():
+    one = shaped([("a", int), ("b", str | None)])
+    assert one == shaped([("a", int), ("b", str | None)]) == shaped([("a", int), ("b", None | str)])
+    others = [
+        shaped([("a", int), ("b", str)]),
+        shaped([("b", str | None), ("a", int)]),
+        shaped([("a", int), ("b", str | None, None)]),
+        shaped([("a", int)]),
+        shaped([("a", int), ("b", str | None)], [("x", str)]),
+        shaped([("a", int), ("b", str | None)], kept=[("y", str, "")]),
+    ]
+    assert len({one, *others}) == 7
 
 
 def test_the_fingerprint_is_the_same_in_every_process():
@@ -275,6 +278,51 @@ def test_classes_of_a_script_work_in_another_process(tmp_path, postpone):
     assert name == "declared.Trade"
     assert path == "trades.csv"
     assert len(fingerprint) == 32
+
+
+LATE = """
+
+class Envelope(Message):
+    ping: Ping
+    late: list[Late | None]
+    rest: Envelope | None = None
+
+class Opens(Handler):
+    @handle
+    def on_envelope(self, envelope: Envelope) -> None:
+        pass
+
+from actors.topology import Topology
+import pickle, sys
+app = Topology("late")
+app.worker("w", early=Early, opens=Opens)
+app.external("early")
+app.external("opens")
+pickle.dump(app.compile(), open(sys.argv[1], "wb"))
+"""
+
+READ_LATE = """
+import pickle, sys
+from actors.codec import RunCodec
+from actors.handler import describe
+plan = pickle.load(open(sys.argv[1], "rb"))
+for handler in plan.handlers:
+    assert describe(handler.spec.cls) == handler.description
+(envelope,) = plan.handlers[1].description.handles
+late, ping = plan.handlers[0].description.handles
+codec = RunCodec(envelope)
+first = envelope(ping(1), [late("a"), None])
+assert codec.decode_run(codec.encode_run([envelope(ping(2), [], first)]))[0].rest == first
+"""
+
+
+def test_names_defined_further_down_a_script_work_in_another_process(tmp_path):
+    script, plan, reader = tmp_path / "late.py", tmp_path / "plan", tmp_path / "read.py"
+    text = Path(postponed.__file__).read_text()
+    script.write_text(text[: text.index("class Unknown")] + LATE)
+    reader.write_text(READ_LATE)
+    python(str(script), str(plan))
+    python(str(reader), str(plan))
 
 
 LOCAL = """

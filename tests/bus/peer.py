@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ PRODUCER_BELL = 128
 COUNTER = 256  # ping-pong: one u64
 PATIENCE = 10.0
 LOST_WAKE_UP = 3
+NOTHING_CAME = 4
 BATCH = 64
 
 
@@ -54,17 +56,14 @@ def mapped(name: str) -> Iterator[memoryview]:
 
 
 def wait_for(bell: Any, ready: Callable[[], bool]) -> None:
-    """Arm, look again, wait, disarm, look."""
+    """Arm, look again, wait, disarm, look. A wake for an earlier wait may come late and end this one early."""
     while not ready():
         bell.arm()
         if not ready():
-            rung = bell.wait(PATIENCE)
-            if not rung and ready():
-                sys.stderr.write("lost wake-up\n")
-                sys.exit(LOST_WAKE_UP)
-            if not rung and not ready():
-                sys.stderr.write(f"nothing came for {PATIENCE} s\n")
-                sys.exit(LOST_WAKE_UP + 1)
+            deadline = time.monotonic() + PATIENCE
+            if not bell.wait(PATIENCE) and time.monotonic() >= deadline:
+                sys.stderr.write("lost wake-up\n" if ready() else f"nothing came for {PATIENCE} s\n")
+                sys.exit(LOST_WAKE_UP if ready() else NOTHING_CAME)
         bell.disarm()
 
 

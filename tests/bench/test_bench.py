@@ -1,0 +1,184 @@
+"""The benchmarks themselves: everything runs and leaves what README.md says. Never a speed: machines differ, and are busy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.bench import report, systems, transports
+from tests.bench.machine import ROOT
+from tests.bench.measure import P99, RATE, Case, Figure, Sampled, Scale, outcomes, quantile
+from tests.bench.pairs import SideFailed, Start, run_pair
+from tests.bench.report import FLOORS, Floor, Results, lines, verdicts
+from tests.bench.run import measure
+
+DEADLINE = 100.0
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.bench", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Results]:
+    """One run of everything with tiny counts, as `make bench` does it."""
+    output = tmp_path_factory.mktemp("bench") / "results"
+    done = bench("--runs", 1, "--fraction", 0.001, "--output", output)
+    assert done.returncode == 0, done.stderr
+    (written,) = output.iterdir()
+    return done, msgspec.json.decode(written.read_bytes(), type=Results)
+
+
+def test_every_case_is_measured_or_says_why_not(ran: tuple[subprocess.CompletedProcess[str], Results]) -> None:
+    _, results = ran
+    expected = {case.key: case for case in transports.cases() + systems.cases()}
+    assert {f"{one.group}/{one.name}" for one in results.cases} == set(expected)
+    for one in results.cases:
+        case = expected[f"{one.group}/{one.name}"]
+        assert one.skipped == case.missing
+        if one.skipped:
+            assert not one.figures
+            assert not one.samples
+            continue
+        assert list(one.figures) == [figure.name for figure in case.figures]
+        for figure in one.figures.values():
+            assert 0 < figure.low <= figure.value <= figure.high
+            assert figure.unit
+        assert len(one.samples) == 1
+        assert all(value > 0 for series in one.samples[0].values() for value in series)
+        assert all(one.samples[0].values())
+
+
+def test_peers_have_a_ratio_and_ours_have_none(ran: tuple[subprocess.CompletedProcess[str], Results]) -> None:
+    for one in ran[1].cases:
+        assert list(one.ratios) == ([] if one.ours else list(one.figures))
+        assert all(ratio > 0 for ratio in one.ratios.values())
+
+
+def test_the_record_says_what_it_was_measured_on(ran: tuple[subprocess.CompletedProcess[str], Results]) -> None:
+    results = ran[1]
+    assert results.format == report.FORMAT
+    assert results.machine.processors == len(os.sched_getaffinity(0))
+    assert results.versions["python"].startswith("CPython 3.")
+    assert results.versions["ring"] in {"c", "python"}
+    assert results.options == {"runs": 1, "fraction": 0.001}
+    assert results.took_seconds > 0
+    assert len(results.load) == 2
+
+
+def test_every_floor_has_a_line_and_a_case(ran: tuple[subprocess.CompletedProcess[str], Results]) -> None:
+    done, results = ran
+    assert [verdict.limit for verdict in results.floors] == [floor.limit for floor in FLOORS]
+    keys = {f"{one.group}/{one.name}": one for one in results.cases}
+    for floor, verdict, line in zip(FLOORS, results.floors, lines(results.floors), strict=True):
+        assert floor.key in keys
+        assert (verdict.value is None) == (verdict.passed is None)
+        assert line in done.stdout
+
+
+def test_a_floor_that_is_not_reached_does_not_fail_the_run() -> None:
+    slow = Case("group", "ours", lambda scale: {"rate": [1.0]}, ours=True)
+    found = outcomes([Sampled(slow, [{"rate": [1.0]}])])
+    (verdict,) = verdicts(found, [Floor("rate", "group/ours", "rate", 2.0, True)])
+    assert verdict.passed is False
+    assert lines([verdict]) == ["FAIL         rate >= 2: 1"]
+
+
+def test_a_floor_against_a_peer_that_is_missing_is_not_measured() -> None:
+    ours = Sampled(Case("group", "ours", lambda scale: {}, ours=True), [{"rate": [8.0]}])
+    peer = Sampled(Case("group", "peer", lambda scale: {}, missing="not installed"))
+    floor = Floor("times", "group/ours", "rate", 2.0, True, "peer")
+    assert verdicts(outcomes([ours, peer]), [floor])[0].passed is None
+    peer.runs.append({"rate": [3.0]})
+    assert verdicts(outcomes([ours, peer]), [floor])[0].value == pytest.approx(8 / 3)
+
+
+def test_a_figure_is_the_median_over_the_runs() -> None:
+    runs: list[dict[str, list[float]]] = [{"rate": [value]} for value in (5.0, 1.0, 2.0)]
+    summary = RATE.of(runs)
+    assert (summary.value, summary.low, summary.high) == (2.0, 1.0, 5.0)
+    many: list[dict[str, list[float]]] = [{"trips": [float(n) for n in range(start, start + 100)]} for start in (1, 2)]
+    assert P99.of(many).value == 99.5
+
+
+def test_a_pooled_figure_is_over_the_measurements_of_all_runs() -> None:
+    runs: list[dict[str, list[float]]] = [{"kills": [1.0, 2.0]}, {"kills": [9.0, 3.0]}]
+    assert Figure("p99", "kills", "ms", 0.99, pooled=True).of(runs).value == 9.0
+    assert quantile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.5
+    assert quantile([4.0, 1.0, 3.0, 2.0], 0.75) == 3.0
+
+
+def test_a_ratio_above_one_means_that_ours_is_better() -> None:
+    def group(unit: str, less: bool, ours: float, peer: float) -> float:
+        figure = Figure("figure", "series", unit, less_is_better=less)
+        both = [
+            Sampled(Case("group", name, lambda scale: {}, (figure,), ours=name == "ours"), [{"series": [value]}])
+            for name, value in (("peer", peer), ("ours", ours))
+        ]
+        return outcomes(both)[0].ratios["figure"]
+
+    assert group("msg/s", False, 8.0, 2.0) == 4.0
+    assert group("us", True, 8.0, 2.0) == 0.25
+
+
+def test_cases_take_turns_and_one_that_fails_is_not_measured_again(tmp_path: Path) -> None:
+    turns: list[str] = []
+
+    def case(name: str, fails: bool = False) -> Case:
+        def run(scale: Scale) -> dict[str, list[float]]:
+            turns.append(name)
+            if fails:
+                raise RuntimeError("no room")
+            return {"rate": [1.0]}
+
+        return Case("group", name, run)
+
+    said: list[str] = []
+    cases = [case("a"), case("b", fails=True), case("c")]
+    sampled = measure(cases, Scale(tmp_path), 2, said.append)
+    assert turns == ["a", "b", "c", "a", "c"]
+    assert [one.failed for one in sampled] == ["", "RuntimeError: no room", ""]
+    assert outcomes(sampled)[1].skipped == "RuntimeError: no room"
+
+
+def fails(start: Start) -> None:
+    start()
+    raise RuntimeError("out of luck")
+
+
+def hangs(start: Start) -> None:
+    start()
+    while True:
+        pass
+
+
+def dies(start: Start) -> None:
+    start()
+    os._exit(3)
+
+
+def waits(start: Start) -> None:
+    start()
+
+
+def test_a_side_that_raises_is_told_with_its_traceback() -> None:
+    with pytest.raises(SideFailed, match="out of luck"):
+        run_pair((waits, ()), (fails, ()), 30)
+
+
+def test_a_side_that_hangs_or_dies_ends_the_measurement_and_leaves_no_process() -> None:
+    with pytest.raises(SideFailed, match="too long"):
+        run_pair((waits, ()), (hangs, ()), 2)
+    with pytest.raises(SideFailed, match="died"):
+        run_pair((waits, ()), (dies, ()), 30)
+
+
+def test_cases_can_be_chosen_by_name() -> None:
+    named = bench("--list", "--only", "kill", "--only", "idle")
+    assert named.stdout.splitlines() == ["kill to next message/process", "8 idle workers/process"]
