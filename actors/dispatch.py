@@ -306,7 +306,9 @@ class Dispatcher:
                         self._alone(arrival, seq, bytes(raw))
                         self._forget_passed()
                         if not self.attempts or time.monotonic_ns() > self._until:
-                            return ordered[number:]  # what is consumed of this one is known by the watermark inside it
+                            # What is consumed of this one is known by the watermark inside it.
+                            whole = seq == arrival.first + arrival.length - 1
+                            return ordered[number + whole :]
         finally:
             self._inline = self._budget = INLINE_LIMIT
         return []

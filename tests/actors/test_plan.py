@@ -3,7 +3,9 @@ import os
 import pickle
 import subprocess
 import sys
+import typing
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import msgspec
@@ -175,14 +177,14 @@ def test_the_fingerprint_does_not_change_with_numbers_or_arguments(change):
 
 def shaped(fields, inside=(("x", int),), kept=(("y", int, 0),)):
     """The fingerprint of a topology with a message of these fields, and one struct inside it and one in its state."""
-    inner, row = msgspec.defstruct("Inner", inside), msgspec.defstruct("Row", kept)
+    inner, row, table = msgspec.defstruct("Inner", inside), msgspec.defstruct("Row", kept), typing.cast("Any", Table)
     message = msgspec.defstruct("Shape", [*fields, ("inner", inner | None, None)], bases=(Message,), frozen=True)
 
     def on_it(self, it): ...
 
     on_it.__annotations__["it"] = message
     topology = Topology("t")
-    takes = type("Takes", (Handler,), {"on_it": handle(on_it), "__annotations__": {"state": Table.__class_getitem__((str, row))}})
+    takes = type("Takes", (Handler,), {"on_it": handle(on_it), "__annotations__": {"state": table[str, row]}})
     topology.worker("w", takes=takes)
     topology.external("takes")
     return topology.compile().fingerprint

@@ -161,6 +161,15 @@ def test_rollback_is_the_last_commit():
     assert commit(table) == []
 
 
+def test_rollback_brings_back_a_removed_key_in_its_place():
+    table = Table(str, int)
+    table.update(a=1, b=2)
+    commit(table)
+    del table["a"]
+    table.rollback()
+    assert list(table.items()) == [("a", 1), ("b", 2)]
+
+
 def test_rollback_takes_back_a_change_inside_a_value():
     table = Table(str, Stats)
     table["a"] = Stats(1)

@@ -46,7 +46,7 @@ class Sent(State):
 
 
 class Source(Handler):
-    """Sends `count` messages once it is told to: `call` of them in each `on_loop`, and then a pause of `pause` seconds."""
+    """Sends `count` messages once it is told to: `call` of them in each `on_loop`, `pause` seconds apart."""
 
     state: Sent
 

@@ -390,7 +390,16 @@ class Simulation:
         return launched
 
     def _launch(self, name: str, epoch: int, suspect: tuple[int, int] | None) -> Process:
-        boot = Boot(self.plan, name, "simulated", f"/{name}", SESSION, epoch, suspect, {}, {})
+        boot = Boot(
+            plan=self.plan,
+            worker=name,
+            run_id="simulated",
+            journal=f"/{name}",
+            session=SESSION,
+            epoch=epoch,
+            suspect=suspect,
+            attempts={},
+        )
 
         def target(process: Process) -> None:
             board = SimBoard(self._memory, self)
@@ -423,11 +432,15 @@ class Simulation:
 
     def _kill_all(self) -> None:
         for process in self._processes:
-            process.killed = True
-            process.go.release()
             assert process.thread is not None
+            process.killed = True
+            if process.alive:
+                self._running = process
+                process.go.release()
+                if not self._back.acquire(timeout=HANG):
+                    raise RuntimeError(f"{process.name} cannot be killed")
             process.thread.join(HANG)
-            self._back.acquire(timeout=HANG)
+        self._running = None
         self._processes.clear()
         self._violation = None
 

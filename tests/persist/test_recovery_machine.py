@@ -131,7 +131,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         keys: list[tuple[int, bytes, bytes | None]],
         dead: list[tuple[int, int]],
     ) -> None:
-        """Indices are taken modulo the tables of the moment; the receivers of a run are the bits of its third number."""
+        """Indices are modulo the tables of the moment; the receivers of a run are the bits of its third number."""
         assert self.journal is not None
         peers, handlers, routes = self.names
         made = Transaction()
