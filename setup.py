@@ -1,4 +1,4 @@
-"""The one thing pyproject.toml cannot say: the C ring is optional, and built against the stable ABI where there is one."""
+"""What pyproject.toml cannot say: the C ring is optional, and built against the stable ABI where there is one."""
 
 import os
 import sysconfig

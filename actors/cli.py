@@ -87,20 +87,20 @@ def run(
     """
     import os
 
-    from actors.errors import TopologyError
     from actors.exits import ExitStatus
     from actors.loading import CannotLoad, NoTopology, load_topology, split
-    from actors.rundir import RunDirectoryError
 
     if home is not None:
         os.environ["RINGLEADER_HOME"] = str(home.absolute())
     try:
         sys.argv = [str(split(target)[0])]
-        load_topology(target).run()
-    except (CannotLoad, NoTopology, TopologyError) as error:
+        topology = load_topology(target)
+    except CannotLoad as error:
+        print(error.trace, end="", file=sys.stderr)
         _fail(str(error), ExitStatus.USAGE)
-    except RunDirectoryError as error:
-        _fail(str(error), ExitStatus.FAILED)
+    except NoTopology as error:
+        _fail(str(error), ExitStatus.USAGE)
+    topology.run()
 
 
 @app.command()

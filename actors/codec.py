@@ -130,6 +130,11 @@ class RunCodec:
         its index among the items. Given `max_message_bytes`, that is the limit of a single message instead: one that
         is over `max_bytes`, but not over this, is a run of its own.
         """
+        if max_message_bytes is not None and max_message_bytes < max_bytes:
+            for index, item in enumerate(items):
+                size = len(item if isinstance(item, bytes) else self.encode_one(item))  # type: ignore[arg-type]
+                if size > max_message_bytes:
+                    raise MessageTooLarge(self.type_name, size, max_message_bytes, index)
         bodies: list[tuple[int, bytes]] = []
         pending = [(0, items)] if items else []
         while pending:

@@ -360,7 +360,7 @@ class Endpoint:
             self._renew(journal)
 
     def seal(self) -> None:
-        """At a clean end: the journal begins anew with all acknowledgements in it, so that the next start finds no work."""
+        """At a clean end: the journal begins anew, with all acknowledgements: the next start finds no work."""
         self.progress()
         if self.journal is not None:
             self._renew(self.journal)

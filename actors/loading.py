@@ -18,14 +18,11 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Final
 
 import cloudpickle
 
 from actors.errors import RingleaderError
 from actors.topology import Topology
-
-_OURS: Final = frozenset({"actors", "bus", "persist"})
 
 
 class CannotLoad(RingleaderError):
@@ -36,7 +33,7 @@ class CannotLoad(RingleaderError):
         self.file, self.reason, self.trace = file, reason, trace
 
     def __str__(self) -> str:
-        return f"{self.trace}{self.file}: {self.reason}"
+        return f"{self.file}: {self.reason}"
 
 
 class NoTopology(RingleaderError):
@@ -91,7 +88,7 @@ def import_file(path: Path) -> ModuleType:
     known = sys.modules.get(name)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
-    if known is not None or name in _OURS or name in sys.stdlib_module_names:
+    if known is not None or name in sys.stdlib_module_names:
         raise CannotLoad(str(path), f"its name hides the module {name!r} that is needed itself: rename the file")
     spec = spec_from_file_location(name, path, loader=SourceFileLoader(name, str(path)))
     assert spec is not None

@@ -79,7 +79,9 @@ class Lane:
             if self.local:
                 queue.append(LocalSend(self, prepared))
 
-        return open_run if self.peers else put_local
+        if not self.peers:
+            return put_local if self.local else prepare  # routed to nobody, on purpose
+        return open_run
 
 
 class _Run(NamedTuple):

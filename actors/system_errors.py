@@ -128,6 +128,6 @@ class TopologyChanged(RingleaderError):
     def __str__(self) -> str:
         waiting = ", ".join(f"{count} on {edge}" for edge, count in self.pending.items())
         return (
-            f"{self.change}, but messages are pending: {waiting}; start the former topology until it has drained, or use "
-            f"another directory"
+            f"{self.change}, but messages are pending: {waiting}; start the former topology until it has drained, or "
+            f"use another directory"
         )

@@ -1,8 +1,8 @@
 """What a changed topology does with what the last run left. Pure.
 
-The identity of a peer is its worker, the identity of state is its handler. Added workers, handlers and routes just work.
-State follows a handler that moved to another worker, provided that nothing is pending for the worker it left. What cannot
-be honoured is refused before anything starts, with what is pending.
+The identity of a peer is its worker, the identity of state is its handler. Added workers, handlers and routes just
+work. State follows a handler that moved to another worker, provided that nothing is pending for the worker it left.
+What cannot be honoured is refused before anything starts, with what is pending.
 """
 
 from __future__ import annotations

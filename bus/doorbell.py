@@ -41,9 +41,11 @@ _LONGEST_SLEEP: Final = 0.002
 _FUTEX_WAIT: Final = 0  # not FUTEX_PRIVATE_FLAG: the other side is another process
 _FUTEX_WAKE: Final = 1
 _ALL: Final = 2**31 - 1
-_SYS_FUTEX: Final = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "loongarch64": 98, "ppc64le": 221, "s390x": 238}
-_NUMBER: Final = _SYS_FUTEX.get(platform.machine()) if sys.platform == "linux" and sys.maxsize > 2**32 else None
-_libc: Final = ctypes.CDLL(None, use_errno=True) if _NUMBER is not None else None
+_OWN_NUMBERS: Final = {"x86_64": 202, "ppc64le": 221, "ppc64": 221, "s390x": 238, "mips64": 5194, "sparc64": 142}
+_NUMBER: Final = _OWN_NUMBERS.get(platform.machine(), 98)  # newer architectures all have the same
+
+# Where `_ring.c` uses a futex, too: who sleeps in one is woken by nothing else.
+_libc: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" and sys.maxsize > 2**32 else None
 
 
 class _Timespec(ctypes.Structure):
@@ -119,7 +121,7 @@ def _futex_wait(word: memoryview, address: int, timeout: float) -> None:
     assert _libc is not None
     spec = _Timespec(int(timeout), int(timeout % 1 * 1e9))
     arguments = (ctypes.c_void_p(address), ctypes.c_int(_FUTEX_WAIT), ctypes.c_int(ARMED), ctypes.byref(spec), None, 0)
-    if _libc.syscall(ctypes.c_long(_NUMBER or 0), *arguments) == -1:
+    if _libc.syscall(ctypes.c_long(_NUMBER), *arguments) == -1:
         code = ctypes.get_errno()
         if code not in {errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}:
             raise OSError(code, f"futex wait: {os.strerror(code)}")
@@ -127,7 +129,7 @@ def _futex_wait(word: memoryview, address: int, timeout: float) -> None:
 
 def _futex_wake(address: int) -> None:
     assert _libc is not None
-    _libc.syscall(ctypes.c_long(_NUMBER or 0), ctypes.c_void_p(address), ctypes.c_int(_FUTEX_WAKE), _ALL, None, None, 0)
+    _libc.syscall(ctypes.c_long(_NUMBER), ctypes.c_void_p(address), ctypes.c_int(_FUTEX_WAKE), _ALL, None, None, 0)
 
 
 def _sleep_briefly(word: memoryview, address: int, timeout: float) -> None:

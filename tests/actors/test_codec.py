@@ -319,6 +319,16 @@ def test_a_message_too_long_for_a_run_of_several_is_a_run_of_its_own_up_to_its_o
     assert (caught.value.index, caught.value.size, caught.value.limit) == (2, size, size - 1)
 
 
+def test_a_message_over_its_own_limit_is_refused_also_where_the_run_would_fit():
+    codec = RunCodec(Trade)
+    big = Trade("x" * 100, 1.0, 1)
+    for items in ([*run(2), big], [codec.encode_one(one) for one in [*run(2), big]]):
+        with pytest.raises(MessageTooLarge) as caught:
+            codec.split_run(items, 10_000, 100)
+        assert (caught.value.index, caught.value.limit) == (2, 100)
+        assert len(codec.split_run(items, 10_000, 200)) == 1
+
+
 class Totals(State):
     count: dict[str, int] = {}
     at: datetime.date | None = None

@@ -46,7 +46,9 @@ def run(folder: Path, mounts: dict[Path, str]) -> subprocess.CompletedProcess[st
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "disk").mkdir()
     tried = subprocess.run(
-        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=64k tmpfs {tmp_path}/disk"], capture_output=True, check=False
+        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=64k tmpfs {tmp_path}/disk"],
+        capture_output=True,
+        check=False,
     )
     if tried.returncode:
         pytest.skip(f"cannot mount here (uid {os.getuid()}): {tried.stderr.decode().strip()}")

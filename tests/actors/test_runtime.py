@@ -423,3 +423,71 @@ def test_a_handler_ends_the_system_after_all_was_handled(directory: Path, tally_
     assert system.join(30) is ExitStatus.OK
     with finite(directory, tally_in).start() as system:
         assert system.ask("tally", Get(), reply=Seen).items == (500, 500)
+
+
+class Shouter(Handler):
+    """What it sends is routed to nobody, on purpose."""
+
+    @handle
+    def on_number(self, number: Number) -> None:
+        self.send(Square(number.n, number.n))
+
+    @handle
+    def on_get(self, get: Get) -> None:
+        self.reply(Seen(()))
+
+
+def test_a_route_to_nobody_drops_what_is_sent(directory: Path) -> None:
+    app = Topology("shouter", directory=directory)
+    app.worker("w", shouter=Shouter)
+    app.route("shouter", Square, to=[])
+    app.external("shouter")
+    with app.start() as system:
+        system.send("shouter", Number(1))
+        assert system.ask("shouter", Get(), reply=Seen) == Seen(())
+        assert not dead_letters(system)
+
+
+class Ids(Handler):
+    state: Total
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @handle
+    def on_number(self, number: Number) -> None:
+        with open(self.path, "a") as file:
+            file.write(f"{self.message_id} {number.n}\n")
+        if number.n == 2:
+            raise RuntimeError("again")
+
+
+def test_message_id_is_stable_across_attempts(directory: Path, tmp_path: Path) -> None:
+    app = Topology("ids", directory=directory)
+    app.worker("w", ids=Ids.spec(str(tmp_path / "log")))
+    app.external("ids")
+    with app.start() as system:
+        for n in (1, 2, 3):
+            system.send("ids", Number(n))
+        until(lambda: len(dead_letters(system)) == 1)
+        system.stop()
+    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    by_number = {n: {identity for identity, number in lines if number == n} for n in "123"}
+    assert by_number == {"1": {"gateway/1"}, "2": {"gateway/2"}, "3": {"gateway/3"}}
+    assert len([n for _, n in lines if n == "2"]) >= 3
+
+
+def test_an_exception_rolls_back_sends_and_state(directory: Path) -> None:
+    with fragile(directory, max_attempts=1).start() as system:
+        for how in ("", "raise", ""):
+            system.send("fragile", Job(1, how))
+        until(lambda: len(system.ask("sink", Get(), reply=Seen).items) == 2)
+        assert system.ask("fragile", Get(), reply=Seen).items == (1, 1)
+        assert system.block("work").get(Field.SENT) == 2 + 1  # and the answer
+
+
+def test_a_bad_value_is_blamed_on_the_handler_that_sent_it(directory: Path) -> None:
+    with fragile(directory).start() as system:
+        with pytest.raises(AskFailed, match=r"handler 'fragile' sent a .*Done.*value: .*float"):
+            system.ask("fragile", Job(1, "misfit"))
+        assert system.block("work").get(Field.SENT) == 1  # the failure, to whoever asked

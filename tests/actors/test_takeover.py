@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ class Forward(Handler):
         self.send(number)
 
 
-def topology(directory: Path, hosts: dict[str, tuple[str, ...]], **options: object) -> Topology:
+def topology(directory: Path, hosts: Mapping[str, tuple[str, ...]], **options: object) -> Topology:
     app = Topology("changing", directory=directory, **options)  # type: ignore[arg-type]
     names = [name for handlers in hosts.values() for name in handlers]
     for worker, handlers in hosts.items():

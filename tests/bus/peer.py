@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from bus import Segment
@@ -27,17 +27,15 @@ PATIENCE = 10.0
 LOST_WAKE_UP = 3
 NOTHING_CAME = 4
 BATCH = 64
+SIZES = (0, 56, 1, 16, 120, 56, 333, 9, 56, 20, 64)
 
 
 def records(seed: int) -> Iterator[bytes]:
-    """An endless sequence of numbered, checksummed records."""
-    rng = random.Random(seed)
-    noise = rng.randbytes(4096)
-    serial = 0
-    while True:
-        serial += 1
-        start = rng.randrange(2048)
-        body = serial.to_bytes(8, "little") + noise[start : start + rng.choice((0, 1, 16, 56, 120, 333))]
+    """An endless sequence of numbered, checksummed records of many sizes."""
+    noise = random.Random(seed).randbytes(4096)
+    for serial in count(1):
+        start = serial * 193 % 2048
+        body = serial.to_bytes(8, "little") + noise[start : start + SIZES[serial * 7 % len(SIZES)]]
         yield body + zlib.crc32(body).to_bytes(4, "little")
 
 
@@ -67,11 +65,11 @@ def wait_for(bell: Any, ready: Callable[[], bool]) -> None:
         bell.disarm()
 
 
-def produce(implementation: str, ring_name: str, bells_name: str, count: int, seed: int) -> None:
+def produce(implementation: str, ring_name: str, bells_name: str, total: int, seed: int) -> None:
     with mapped(ring_name) as ring_buffer, mapped(bells_name) as bells:
         ring = RINGS[implementation](ring_buffer)
         mine, theirs = (DOORBELLS[implementation](bells, at) for at in (PRODUCER_BELL, CONSUMER_BELL))
-        source = islice(records(seed), count)
+        source = islice(records(seed), total)
         way = 0
         while batch := list(islice(source, BATCH)):
             while batch:
@@ -100,13 +98,13 @@ def put(ring: Any, batch: list[bytes], way: int) -> int:
     return 1
 
 
-def consume(implementation: str, ring_name: str, bells_name: str, count: int, seed: int) -> None:
+def consume(implementation: str, ring_name: str, bells_name: str, total: int, seed: int) -> None:
     with mapped(ring_name) as ring_buffer, mapped(bells_name) as bells:
         ring = RINGS[implementation](ring_buffer)
         mine, theirs = (DOORBELLS[implementation](bells, at) for at in (CONSUMER_BELL, PRODUCER_BELL))
-        expected = islice(records(seed), count)
+        expected = islice(records(seed), total)
         received = 0
-        while received < count:
+        while received < total:
             taken = ring.take_many(100, 2**20)
             for record in taken:
                 assert record == next(expected), f"record {received}"

@@ -68,7 +68,9 @@ def main() -> None:
         place = Path(directory).resolve()
         copy_to(place)
         build_and_test(place, sys.argv[1:] or ["tests/bus"])
-        build_and_test(place, ["tests/bus/test_doorbell.py"], CFLAGS="-DRINGLEADER_NO_FUTEX")
+        # Python has a futex here: a mixed pair would be one that sleeps in it and one that wakes nobody.
+        alone = ["tests/bus/test_doorbell.py", "-k", "not python-c and not c-python"]
+        build_and_test(place, alone, CFLAGS="-DRINGLEADER_NO_FUTEX")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from bus.layout import HEADER_SIZE, RingIdentity
 from tests.bus.implementations import RINGS, needs_c, new_ring
 
 SEEDS = 8
+MANY_SEEDS = 400
 ROUNDS = 600  # per seed
 CAPACITY = 4096
 LENGTHS = (0, 1, 8, 2040, 2041, 4088, 4096, 2**31 - 1, 2**31, 2**32 - 1)
@@ -121,7 +122,9 @@ def all_bytes_are_from(buffer: bytes, seen: list[Any]) -> bool:
 
 
 @needs_c
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize(
+    "seed", [*range(SEEDS), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(SEEDS, MANY_SEEDS))]
+)
 def test_damage_is_an_error_or_bytes_of_the_buffer_and_both_implementations_agree(seed: int) -> None:
     kinds: set[Any] = set()
     for round_ in range(ROUNDS):

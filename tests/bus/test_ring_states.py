@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,7 +16,8 @@ from tests.bus.implementations import RINGS, needs_c, new_ring
 
 CAPACITY = 4096
 LIMIT = CAPACITY // 2 - 8
-EXAMPLES = 100
+EXAMPLES = 60
+MANY_EXAMPLES = 2000
 STEPS = 50
 
 sizes = st.one_of(st.integers(0, 40), st.integers(0, LIMIT), st.integers(LIMIT - 8, LIMIT))
@@ -159,11 +161,11 @@ class RingMachine(RuleBasedStateMachine):
             self.buffer.append(0)  # BufferError if anything were still exported
 
 
-def machine(producer: str, consumer: str) -> Any:
+def machine(producer: str, consumer: str, examples: int = EXAMPLES) -> Any:
     cls: Any = type(f"{producer}_to_{consumer}", (RingMachine,), {"producer": producer, "consumer": consumer})
     case = cls.TestCase
     case.settings = settings(
-        max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=examples, stateful_step_count=STEPS, deadline=None, suppress_health_check=list(HealthCheck)
     )
     return case if {producer, consumer} == {"python"} else needs_c(case)
 
@@ -172,3 +174,6 @@ TestPythonToPython = machine("python", "python")
 TestCToC = machine("c", "c")
 TestPythonToC = machine("python", "c")
 TestCToPython = machine("c", "python")
+
+TestManyPythonToPython = pytest.mark.long(pytest.mark.timeout(1800)(machine("python", "python", MANY_EXAMPLES)))
+TestManyCToC = pytest.mark.long(pytest.mark.timeout(1800)(machine("c", "c", MANY_EXAMPLES)))
