@@ -59,7 +59,7 @@ class Child:
     @property
     def drains(self) -> bool:
         """It runs, and has acknowledged that it must not begin anything new."""
-        return self.process is not None and self.ready and self.block.get(Field.CONTROL_SEEN) == Control.DRAIN
+        return self.process is not None and self.block.get(Field.CONTROL_SEEN) == Control.DRAIN
 
     def supervised_as(self, state: WorkerState) -> None:
         """What the supervisor takes it for. Where no process lives that could say otherwise, this is its state."""

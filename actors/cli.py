@@ -105,7 +105,7 @@ def run(
 
 @app.command()
 def status(
-    system: Annotated[str | None, typer.Argument(metavar="[SYSTEM]", help="A name, or a run directory.")] = None,
+    system: Annotated[str | None, typer.Argument(metavar="SYSTEM", help="A name, or a run directory.")] = None,
     json: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Read again each second, until Ctrl-C.")] = False,
     home: HomeOption = None,

@@ -92,6 +92,7 @@ class Dispatcher:
         self._inline = INLINE_LIMIT
         self._budget = INLINE_LIMIT
         self._until = 0
+        self._handled = 0  # messages, in the transaction at hand
         self._gateway = next(link.index for link in endpoint.links if link.name == GATEWAY)
         self._reply_route = plan.reply_route(endpoint.me.name).id
         self._sources = [hosted for hosted in self.hosted if hosted.plan.description.has_on_loop]
@@ -212,7 +213,7 @@ class Dispatcher:
             if local:
                 self._drain_local()
             seq += 1
-        cells[Field.HANDLED] += seq - first
+        self._handled += seq - first
         arrival.link.inbound.stage(seq - 1)
         return seq - first == len(messages)
 
@@ -248,7 +249,7 @@ class Dispatcher:
                 self._enter(hosted)
                 call(message if lane.codec.late else inlet.codec.decode_one(message))
             handled += 1
-        self._cells[Field.HANDLED] += handled
+        self._handled += handled
 
     # ------------------------------------------------------------------------------------------------ transactions
     def _prepare(self) -> _Prepared:
@@ -268,6 +269,7 @@ class Dispatcher:
             self._cells[Field.STOP_REQUESTED] = 1
             self._context.stop = False
         self._endpoint.commit(prepared.runs, prepared.states, prepared.keys, dead)
+        self._cells[Field.HANDLED] += self._handled
         for hosted in self._touched:
             hosted.committed()
         self._clear()
@@ -275,6 +277,7 @@ class Dispatcher:
     def _clear(self) -> None:
         self._touched.clear()
         self._outgoing.clear()
+        self._handled = 0
         self._budget = self._inline
 
     def _rollback(self) -> None:
@@ -323,7 +326,7 @@ class Dispatcher:
                 self._begin(arrival, seq)
                 inlet = self._inlets[arrival.route]
                 self._call(inlet, inlet.codec.decode_one(raw))
-                self._cells[Field.HANDLED] += 1
+                self._handled += 1
                 arrival.link.inbound.stage(seq)
                 prepared = self._prepare()
             except Exception as error:  # whatever user code raises

@@ -138,7 +138,14 @@ class Endpoint:
                 ring_out.set(Cell.COMMITTED, link.outbound.assigned)
         self.cells[Field.CARRIED_ACK] = self.me.inbound.watermark
         self.cells[Field.CARRIED] = self.me.outbound.assigned
+        # Written when they change only; the last incarnation may have died over its limit, and all others would wait.
+        self.cells[Field.OVER_LIMIT] = self.cells[Field.MULTIPLYING] = 0
+        self.cells[Field.DEAD_LETTERS] = len(self.dead)
+        self.cells[Field.JOURNAL_SEGMENTS] = 0 if journal is None else journal.segments
         self.progress()
+        for link in self.links:
+            if link.bell is not None:
+                link.bell.ring()  # it may have died between a store and this
 
     # ------------------------------------------------------------------------------------------------ receiving
     def take(self) -> list[Arrival]:

@@ -56,4 +56,5 @@ def type_text(type_: Any, structs: list[type] | None = None) -> str:
             structs.append(type_)
         return type_name(type_)
     members = f"({', '.join(f'{one.name}={one.value!r}' for one in type_)})" if issubclass(type_, enum.Enum) else ""
-    return f"{type_.__module__.replace('__main__', '')}.{type_.__qualname__}{members}"
+    # Without its module: a script's classes are those of `__main__` there, and of a module under `ringleader run`.
+    return f"{type_.__qualname__}{members}"

@@ -81,13 +81,17 @@ class Handler:
         self._not_running("stop_system")
 
     def on_start(self) -> None:
-        """Called at each start of the worker, after the state has been recovered, before any message."""
+        """Called whenever the handler is made, before any message: at the start, at a restart, after a rollback.
+
+        So it may open what the handler needs. What it sends and what it changes in `state` takes effect once per start
+        of the system; resuming a system that was killed is not a new start.
+        """
 
     def on_loop(self) -> float | None:
         """Called again and again, between batches of messages: the place of a source.
 
         Returns the seconds to wait before the next call; None means at once if this call sent something, after a short
-        pause otherwise; math.inf means never again.
+        pause otherwise; math.inf means never again. Several calls may be one transaction.
         """
         return math.inf
 
@@ -223,8 +227,19 @@ def _annotated_types(method: FunctionType, local: Mapping[str, Any]) -> tuple[An
     if not parameters or parameters[0].annotation is inspect.Parameter.empty:
         return ()
     names = getattr(function, "__globals__", {})
-    closed = inspect.getclosurevars(function).nonlocals if isinstance(function, FunctionType) else {}
+    closed = _closed_over(function) if isinstance(function, FunctionType) else {}
     return alternatives(evaluate(parameters[0].annotation, names, {**closed, **local}))
+
+
+def _closed_over(function: FunctionType) -> dict[str, Any]:
+    """The variables of enclosing functions that have a value yet; `__class__`, which super() needs, gets its own later."""
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:
+            continue
+    return found
 
 
 def _not_a_message(type_: Any) -> str | None:

@@ -138,17 +138,18 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path, *, create: bool = True) -> Self:
-        """Open, or make, the directory `path` inside a directory that belongs to this user."""
-        path = path.absolute()
+        """Open, or make, the directory `path`.
+
+        Where it lies is the user's business, as long as nobody else can put another directory in its place.
+        """
+        path = Path(os.path.abspath(path))
+        if path == path.parent:
+            raise RunDirectoryError(path, "cannot be a run directory: name one inside of it")
         if create:
-            # Where the home directory lies is the user's business; from there on nothing is trusted.
-            path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        grandparent = os.open(path.parent.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            parent = _enter(grandparent, path.parent, create)
-        finally:
-            os.close(grandparent)
-        try:
+            _check_parent(path.parent, os.fstat(parent))
             fd = _enter(parent, path, create)
         finally:
             os.close(parent)
@@ -278,6 +279,14 @@ def _enter(parent: int, path: Path, create: bool) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _check_parent(path: Path, status: os.stat_result) -> None:
+    """Its owner may replace what is in it; so may who can write to it, unless it is sticky, as /tmp is."""
+    if status.st_uid not in {0, os.geteuid()}:
+        raise NotYours(path, status.st_uid)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+        raise RunDirectoryError(path, f"is writable by others (mode {stat.S_IMODE(status.st_mode):04o})")
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:

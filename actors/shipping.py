@@ -59,6 +59,9 @@ def unpack_plan(data: bytes) -> Plan:
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, type) and "__msgspec_cache__" in vars(obj):
+            # What msgspec remembers of an enum or a dataclass cannot be pickled; it finds it out again.
+            delattr(obj, "__msgspec_cache__")
         reduced = super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and issubclass(obj, msgspec.Struct):
             return _reduce(obj)  # cloudpickle would ship it by value, but without its fields

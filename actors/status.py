@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from actors.exits import ExitStatus
 from actors.identity import Exit, Identity, boot_id, stale_prefix
-from actors.rundir import JOURNALS, NotYours, RunDirectory, RunDirectoryError, default_home, list_systems
+from actors.rundir import IDENTITY, JOURNALS, NotYours, RunDirectory, RunDirectoryError, default_home, list_systems
 from actors.status_board import with_board
 from actors.status_types import (
     HUNG_AFTER,
@@ -38,7 +38,7 @@ from actors.status_types import (
     WorkerStatus,
     with_rates,
 )
-from actors.status_words import dead_summary, duration, first_line, running_summary
+from actors.status_words import dead_summary, death, duration, first_line, running_summary
 
 __all__ = [
     "EdgeStatus",
@@ -101,8 +101,9 @@ def locate(system: str | os.PathLike[str], home: Path | None = None) -> Path:
     if not isinstance(system, str):
         return Path(os.path.abspath(system))
     named = (home or default_home()) / system
-    is_path = os.sep in system or system in {"", os.curdir, os.pardir}
-    if is_path or (not named.exists() and (Path(system) / "identity.json").is_file()):
+    is_path = os.sep in system or system in {os.curdir, os.pardir}
+    here = os.path.join(system, IDENTITY)
+    if is_path or (not os.path.lexists(named) and os.path.isfile(here)):  # neither minds what it may not look into
         return Path(os.path.abspath(system))
     return named
 
@@ -114,7 +115,9 @@ def _unknown(system: str | os.PathLike[str], path: Path, home: Path | None) -> S
     except (RunDirectoryError, OSError):
         names = []
     name = os.fspath(system)
-    what = "there is no run directory" if not path.is_dir() else "the directory holds no system (no identity.json)"
+    what = (
+        "there is no run directory" if not os.path.isdir(path) else "the directory holds no system (no identity.json)"
+    )
     close = tuple(get_close_matches(name, names, n=3, cutoff=0.5))
     summary = f"unknown system {name!r}: {what} at {path}"
     if close:
@@ -190,7 +193,7 @@ def _stopped(path: Path, identity: Identity, ending: Exit) -> SystemStatus:
         name, meaning = status.name, status.meaning
     except ValueError:
         name, meaning = "unknown", "of a newer version"
-    deaths = {worker: first_line(end.last_death) for worker, end in ending.workers.items() if end.last_death}
+    deaths = {worker: death(end.last_death) for worker, end in ending.workers.items() if end.last_death}
     ago = duration(max(0.0, time.time() - ending.ended_ns / 1e9))
     summary = f"stopped {ago} ago with status {ending.status} ({name}, {meaning})"
     if ending.reason:

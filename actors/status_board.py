@@ -24,7 +24,7 @@ from actors.status_types import (
     WorkerStatus,
     health,
 )
-from actors.status_words import alarms_of, first_line, notes_of
+from actors.status_words import alarms_of, death, notes_of
 from bus import (
     Block,
     Board,
@@ -76,7 +76,7 @@ def with_board(
         workers=workers,
         gateway=gateway,
         edges=tuple(edges),
-        alarms=alarms_of(workers),
+        alarms=alarms_of(workers if gateway is None else (*workers, gateway)),
         dead_letters=sum(worker.dead_letters for worker in workers),
         rates_over_seconds=elapsed,
     )
@@ -123,7 +123,7 @@ class _Reader:
             health=how,
             epoch=block.get(Field.EPOCH),
             restarts=block.get(Field.RESTARTS),
-            last_death=first_line(block.text(Text.LAST_DEATH)),
+            last_death=death(block.text(Text.LAST_DEATH)),
             last_death_age_seconds=_age(block.get(Field.LAST_DEATH_NS)),
             uptime_seconds=uptime if pid else None,
             heartbeat_age_seconds=silent if pid else None,

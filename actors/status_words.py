@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from actors.plan import GATEWAY
 from actors.status_types import Alarm, Condition, Health, SystemStatus, WorkerStatus
 
 SHOWN = 200  # characters of a text that a handler may have had a part in
 
 
 def first_line(text: str) -> str:
-    """The first line, printable and of bounded length: it comes from elsewhere, and goes to a terminal."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    """The first line, fit for a terminal."""
+    return _fit(next((line.strip() for line in text.splitlines() if line.strip()), ""))
+
+
+def death(text: str) -> str:
+    """How a worker died, in one line: the first says by what; the last, of its last words, what it complained of."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return _fit(": ".join(dict.fromkeys([*lines[:1], *lines[-1:]])))
+
+
+def _fit(line: str) -> str:
+    """Printable, and of bounded length: it comes from elsewhere."""
     line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
 
@@ -57,14 +68,15 @@ def alarms_of(workers: tuple[WorkerStatus, ...]) -> tuple[Alarm, ...]:
     found = []
     for worker in workers:
         name = worker.name
+        who = "the gateway" if name == GATEWAY else f"worker {name}"
         if worker.gaps:
-            text = f"worker {name} saw {plural(worker.gaps, 'gap')} in the messages it got and asked for them again"
+            text = f"{who} saw {plural(worker.gaps, 'gap')} in the messages it got and asked for them again"
             found.append(Alarm(kind="gaps", worker=name, text=text))
         if worker.multiplying:
-            text = f"worker {name} is in a cycle of routes that multiplies its own messages: its backlog grows for ever"
+            text = f"{who} is in a cycle of routes that multiplies its own messages: its backlog grows for ever"
             found.append(Alarm(kind="multiplying", worker=name, text=text))
         if worker.outbox_over_limit:
-            text = f"worker {name} is over its outbox limit ({size(worker.outbox_bytes)} wait): its sources are paused"
+            text = f"{who} is over its outbox limit ({size(worker.outbox_bytes)} wait): its sources are paused"
             found.append(Alarm(kind="over-limit", worker=name, text=text))
     return tuple(found)
 

@@ -192,7 +192,9 @@ def open_journal(
         return None, None
 
     def first(recovered: Recovered | None, epoch: int) -> Snapshot:
-        snapshot = names.first(recovered, suspect)
+        # An incarnation that died before it had told its epoch may have counted the suspect already.
+        counted = recovered is not None and recovered.epoch > endpoint.block.get(Field.EPOCH)
+        snapshot = names.first(recovered, None if counted else suspect)
         endpoint.dead = list(snapshot.dead)
         return snapshot
 

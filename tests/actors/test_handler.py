@@ -462,3 +462,18 @@ def test_a_spec_carries_the_class_and_its_arguments():
     spec = Feed.spec(path="trades.csv")
     assert spec == HandlerSpec(Feed, (), {"path": "trades.csv"})
     assert Feed.spec("trades.csv") == HandlerSpec(Feed, ("trades.csv",), {})
+
+
+class Base(Handler):
+    @handle
+    def on_number(self, trade: Trade) -> None: ...
+
+
+class Derived(Base):
+    @handle
+    def on_number(self, trade: Trade) -> None:
+        super().on_number(trade)
+
+
+def test_a_handler_method_may_use_super():
+    assert describe(Derived).handles == {Trade: "on_number"}

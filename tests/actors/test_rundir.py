@@ -78,12 +78,11 @@ def test_run_directory_that_others_may_look_into_is_closed_to_them(home: Path) -
     assert mode(home / "trades") == 0o700
 
 
-@pytest.mark.parametrize("link", ["home", "run directory", "journals", "journal", "lock", "identity"])
+@pytest.mark.parametrize("link", ["run directory", "journals", "journal", "lock", "identity"])
 def test_links_are_not_followed(home: Path, tmp_path: Path, link: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     at = {
-        "home": home,
         "run directory": home / "trades",
         "journals": home / "trades" / "journals",
         "journal": home / "trades" / "journals" / "stats",
@@ -110,8 +109,27 @@ def test_directory_of_another_user_is_refused_with_the_user(home: Path, monkeypa
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
     with pytest.raises(NotYours) as refused:
         RunDirectory.open(home / "trades")
-    assert (refused.value.path, refused.value.uid) == (home, me)
-    assert str(refused.value) == f"{home}: belongs to user {me}, you are {me + 1}"
+    assert (refused.value.path, refused.value.uid) == (home / "trades", me)
+    assert str(refused.value) == f"{home / 'trades'}: belongs to user {me}, you are {me + 1}"
+
+
+def test_a_parent_that_others_can_write_to_is_fine_if_it_is_sticky(tmp_path: Path) -> None:
+    """As /tmp is: nobody can put another directory in the place of one there."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    RunDirectory.open(shared / "trades").close()
+    shared.chmod(0o777)
+    with pytest.raises(RunDirectoryError, match="writable by others"):
+        RunDirectory.open(shared / "trades")
+
+
+def test_a_relative_path_is_one_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with RunDirectory.open(Path("inner/../trades")) as directory:
+        assert directory.path == tmp_path / "trades"
+    with pytest.raises(RunDirectoryError, match="name one inside"):
+        RunDirectory.open(Path("/"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

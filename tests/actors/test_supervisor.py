@@ -374,6 +374,20 @@ def test_launch_that_fails_is_a_death_and_does_not_block_a_request_to_stop() -> 
     assert len(rig.launches) == launches
 
 
+def test_request_to_stop_is_looked_at_before_the_next_launch() -> None:
+    rig = Rig(ChildSpec("a"), ChildSpec("b"))
+    launch = rig.launch
+
+    def request_meanwhile(name: str, epoch_floor: int, suspect: tuple[int, int] | None) -> FakeProcess:
+        rig.supervisor.request_stop_now()
+        return launch(name, epoch_floor, suspect)
+
+    rig.supervisor._launch = request_meanwhile
+    assert rig.turn() == 0.0
+    rig.turn()
+    assert [name for name, _, _ in rig.launches] == ["a"]
+
+
 def test_launches_that_keep_failing_give_up() -> None:
     rig = Rig(ChildSpec("a"), policy=Policy(max_restarts=3, period=600))
     rig.launch_fails = RuntimeError("no more processes")
@@ -478,6 +492,9 @@ def test_worker_that_dies_while_draining_is_restarted_and_must_acknowledge_itsel
         rig.turn(0.1)
     assert rig.state() is WorkerState.DRAINING
     rig.up("a")
+    for _ in range(3):
+        rig.turn(0.1)
+    assert rig.state() is WorkerState.DRAINING
     rig.acknowledge("a")
     rig.turn()
     rig.turn()
@@ -553,6 +570,17 @@ def test_nobody_is_started_any_more_when_the_system_stops() -> None:
     rig.die("a", -signal.SIGSEGV, busy=(0, 1))
     rig.turn(100)
     assert len(rig.launches) == 2
+
+
+def test_restart_that_was_due_is_forgotten_when_the_system_stops() -> None:
+    rig = running()
+    rig.die("a")
+    rig.up("a")
+    rig.die("a")  # so that the next start is due in half a second
+    rig.supervisor.request_stop(drain=False)
+    rig.turn()
+    assert rig.turn(1.0) == supervisor.TICK
+    assert len(rig.launches) == 3
 
 
 def test_worker_that_does_not_stop_in_time_is_killed_and_that_is_no_clean_end() -> None:
@@ -739,7 +767,9 @@ def test_real_worker_that_fails_at_the_end(start) -> None:
 def test_real_first_start_that_fails(forkserver: None) -> None:
     system = System(a="cannot start", b="obeys")
     try:
-        assert not system.supervisor.wait_ready(10)
+        started = time.monotonic()
+        assert not system.supervisor.wait_ready(20)
+        assert time.monotonic() - started < 10
         assert system.ended() is ExitStatus.GAVE_UP
         assert "ValueError: no such file" in system.supervisor.reason
     finally:

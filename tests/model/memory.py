@@ -34,6 +34,12 @@ class SimRing(PyRing):
             return False
         return super().push(*parts)
 
+    def take_many(self, max_records: int, max_bytes: int, /) -> list[bytes]:
+        records = super().take_many(max_records, max_bytes)
+        if len(records) > 1 and self._sim.policy.loses():
+            del records[0]
+        return records
+
     def set(self, cell: int, value: int, /) -> None:
         self._sim.step(f"ring {Cell(cell).name}")
         super().set(cell, value)

@@ -206,7 +206,7 @@ class Oracle:
             handled += [(name, item) for item in items[len(known) :]]
             after.records[name] = items
         for name, (message_id, _, uid, _) in handled:
-            if uid in self._poison:
+            if message_id and uid in self._poison:
                 raise Violation("I8", f"{owner}: {name} has handled the poisonous message {message_id}")
             if not message_id:
                 after.loops[name] = after.loops.get(name, 0) + 1

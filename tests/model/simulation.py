@@ -45,7 +45,6 @@ from tests.model.topologies import Done, Scene, around
 
 SESSION = "51e5510a"
 HANG = 60.0  # seconds of real time that one simulated process may take between two steps
-SEGMENT_BYTES = 1500
 IDLE = 0.25
 
 
@@ -62,6 +61,7 @@ class Process:
     thread: threading.Thread | None = None
     alive: bool = True
     killed: bool = False
+    doomed: bool = False
     up: bool = False
     bell: SimDoorbell | None = None  # what it sleeps on
     timeout: float = 0.0
@@ -86,7 +86,8 @@ class Policy:
         self.torn = False
 
     def fault(self, process: Process, kind: str) -> str:
-        """What happens at this step: "", "process" (this process dies) or "system" (everything does)."""
+        """What happens at this step: "", "process" (this process dies), "system" (everything does), or "zombie" (the
+        supervisor takes this process for dead, although it is not)."""
         self.steps += 1
         return ""
 
@@ -103,6 +104,14 @@ class Policy:
 
     def time_passes(self) -> bool:
         """Whether time jumps, so that a batch is cut."""
+        return False
+
+    def flaky(self) -> bool:
+        """Whether a handler raises."""
+        return False
+
+    def loses(self) -> bool:
+        """Whether a record is lost in a ring, which does not happen."""
         return False
 
 
@@ -133,6 +142,7 @@ class Chance(Policy):
         self._switch = self.random.choice([0.02, 0.1, 0.4])
         self._late = self.random.choice([0.0, 0.5, 0.95])
         self._jump = self.random.choice([0.0, 0.1])
+        self._flaky = self.random.choice([0.0, 0.0, 0.1])
 
     def fault(self, process: Process, kind: str) -> str:
         self.steps += 1
@@ -153,6 +163,9 @@ class Chance(Policy):
     def time_passes(self) -> bool:
         return self.random.random() < self._jump
 
+    def flaky(self) -> bool:
+        return self.random.random() < self._flaky
+
 
 class Clock:
     """In place of the module `time`: every look takes a microsecond."""
@@ -160,6 +173,9 @@ class Clock:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._now = 10**9
+
+    def passes(self, seconds: float) -> None:
+        self._now += int(seconds * 1e9)
 
     def monotonic_ns(self) -> int:
         self._now += 1000
@@ -179,7 +195,7 @@ class SimJournal(Journal):
     @classmethod
     def open(cls, directory: Any, **options: Any) -> Any:
         sim = current()
-        options |= {"segment_bytes": SEGMENT_BYTES, "files": sim.directory}
+        options |= {"segment_bytes": sim.scene.segment_bytes, "files": sim.directory}
         return super().open(directory, **options)
 
 
@@ -191,7 +207,7 @@ def current() -> Simulation:
 
 
 class Simulation:
-    def __init__(self, scene: Scene, policy: Policy, seed: int = 0, limit: int = 60_000) -> None:
+    def __init__(self, scene: Scene, policy: Policy, clock: Clock, seed: int = 0, limit: int = 60_000) -> None:
         self.scene, self.plan, self.policy = scene, scene.plan, policy
         self.oracle = Oracle(scene)
         self.random = Random(seed)
@@ -201,11 +217,13 @@ class Simulation:
         self.overslept = 0  # how often only the bound of a wait has helped
         self.fed = {self.plan.worker_of(handler): len(feeds) for handler, feeds in scene.feeds.items()}
         self._processes: list[Process] = []
+        self._zombies: list[Process] = []  # among them, those that live although they were taken for dead
         self._running: Process | None = None
         self._back = threading.Semaphore(0)
         self._violation: Violation | None = None
         self._system_fault = False
-        self._replies: set[int] = set()
+        self._suspected = False
+        self._clock = clock
 
     # ------------------------------------------------------------------------------------------------ what the runtime meets
     def step(self, kind: str, torn: Callable[[], None] | None = None) -> None:
@@ -213,12 +231,16 @@ class Simulation:
         process = self._running
         if process is None:
             return  # the supervisor, which is not simulated step by step
-        if process.killed:
+        if process.killed or (process.doomed and kind == "write"):
+            process.killed = True
             raise Crash
         fault = self.policy.fault(process, kind)
         if self.policy.steps > self.limit:
             raise Violation("liveness", f"not at an end after {self.limit} steps: {self.oracle.pending(self.fed)}")
-        if fault:
+        if fault == "zombie":
+            self._suspected = process.name != GATEWAY
+            self._give_way(process)
+        elif fault:
             if torn is not None:
                 torn()
             self._system_fault = fault == "system" or process.name == GATEWAY
@@ -233,6 +255,11 @@ class Simulation:
         assert self._running is not None
         self._running.killed = True
         raise Crash
+
+    def doom(self) -> None:
+        """The running process dies at its next write."""
+        assert self._running is not None
+        self._running.doomed = True
 
     def sleep(self, bell: SimDoorbell, timeout: float) -> None:
         process = self._running
@@ -268,7 +295,8 @@ class Simulation:
     def run(self) -> None:
         """Until everything is done. Raises Violation."""
         _current.append(self)
-        around.step, around.die, around.last = self.step, self.die, 0
+        around.step, around.die, around.doom, around.flaky = self.step, self.die, self.doom, self.policy.flaky
+        around.last = 0
         try:
             self._start_all()
             self._until_done()
@@ -311,6 +339,7 @@ class Simulation:
             self.overslept += 1
             if self.overslept > 10 + 20 * self.deaths:
                 raise Violation("liveness", f"nobody has anything to do, but {self.oracle.pending(self.fed)}")
+        self._clock.passes(min(one.timeout for one in self._processes))
         for one in self._processes:
             if one.bell is not None:
                 one.bell.disarm()
@@ -333,6 +362,11 @@ class Simulation:
             self._crash_system()
         elif not process.alive:
             self._bury(process)
+        elif self._suspected:
+            self._suspected = False
+            if process not in self._zombies:
+                self._zombies.append(process)
+                self._taken_for_dead(process.name)
 
     def _give_way(self, process: Process) -> None:
         self._back.release()
@@ -414,7 +448,16 @@ class Simulation:
         failure = process.failure
         if failure is not None and not isinstance(failure, JournalLocked):
             raise Violation("failure", f"{process.name}: {type(failure).__name__}: {failure}") from failure
-        child = next(one for one in self._children if one.name == process.name)
+        if process in self._zombies:
+            self._zombies.remove(process)
+            return
+        if failure is not None:  # the one that it was taken for dead lives, and holds the journal
+            for zombie in [one for one in self._zombies if one.name == process.name]:
+                self._end(zombie)
+        self._taken_for_dead(process.name)
+
+    def _taken_for_dead(self, name: str) -> None:
+        child = next(one for one in self._children if one.name == name)
         child.process = None
         child.bury(Death(child.name, None, signal.SIGKILL, False, "killed"))
         child.due = 1.0
@@ -431,18 +474,24 @@ class Simulation:
         self._start_all()
 
     def _kill_all(self) -> None:
-        for process in self._processes:
-            assert process.thread is not None
-            process.killed = True
-            if process.alive:
-                self._running = process
-                process.go.release()
-                if not self._back.acquire(timeout=HANG):
-                    raise RuntimeError(f"{process.name} cannot be killed")
-            process.thread.join(HANG)
-        self._running = None
-        self._processes.clear()
+        for process in list(self._processes):
+            self._end(process)
         self._violation = None
+
+    def _end(self, process: Process) -> None:
+        """SIGKILL."""
+        assert process.thread is not None
+        process.killed = True
+        if process.alive:
+            self._running = process
+            process.go.release()
+            if not self._back.acquire(timeout=HANG):
+                raise RuntimeError(f"{process.name} cannot be killed")
+        process.thread.join(HANG)
+        self._running = None
+        self._processes.remove(process)
+        if process in self._zombies:
+            self._zombies.remove(process)
 
     # ------------------------------------------------------------------------------------------------ the world outside
     def _run_gateway(self, process: Process) -> None:
@@ -490,10 +539,8 @@ _state_codec = cache(StateCodec)
 
 
 @contextmanager
-def simulated(scene: Scene, policy: Policy) -> Iterator[None]:
+def simulated(scene: Scene, clock: Clock) -> Iterator[None]:
     """The few places where the runtime meets its surroundings lead into the simulation."""
-    clock = Clock(policy)
-
 
     def make_endpoint(plan: Plan, me: str, block: Block) -> Endpoint:
         return current().endpoint(plan, me, block)
@@ -512,8 +559,9 @@ def simulated(scene: Scene, policy: Policy) -> Iterator[None]:
 
 def simulate(scene: Scene, policy: Policy, seed: int = 0, again: bool = False, limit: int = 60_000) -> Simulation:
     """One run to its end. Raises Violation."""
-    with simulated(scene, policy):
-        simulation = Simulation(scene, policy, seed, limit)
+    clock = Clock(policy)
+    with simulated(scene, clock):
+        simulation = Simulation(scene, policy, clock, seed, limit)
         simulation.run()
         if again:
             simulation.again()

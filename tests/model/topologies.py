@@ -19,7 +19,7 @@ from actors.plan import Plan
 class Token(Message):
     uid: int
     hops: int = 0
-    how: str = ""  # what handling it does: "" nothing special, "raise", "die"
+    how: str = ""  # what handling it does: "" nothing special, "raise", "die", "die at commit"
 
 
 class Feed(Message):
@@ -56,7 +56,9 @@ class Surroundings:
     """What handlers need of the simulation that runs them."""
 
     step: Callable[[str], None] = lambda kind: None
-    die: Callable[[], None] = lambda: None
+    die: Callable[[], None] = lambda: None  # now
+    doom: Callable[[], None] = lambda: None  # at the commit
+    flaky: Callable[[], bool] = lambda: False
     last: int = 0
 
     def number(self) -> int:
@@ -81,8 +83,10 @@ class Actor(Handler):
             self.send(message)
         if how == "die":
             around.die()
-        if how == "raise":
-            raise ValueError("poison")
+        if how == "die at commit":
+            around.doom()
+        if how == "raise" or around.flaky():
+            raise ValueError(f"cannot handle {uid}")
         around.step("handled")
 
 
@@ -163,8 +167,8 @@ class Scene:
     plan: Plan
     feeds: dict[str, list[Feed]] = field(default_factory=dict)
     inline_limit: int = 10_000
+    segment_bytes: int = 1500
     one_record: bool = False  # rings with room for one record
-    poison: str = ""
 
     @property
     def loops(self) -> dict[str, int]:
@@ -187,7 +191,7 @@ def pair(level: str, *, count: int = 3, burst: int = 2, poison: int = 0, how: st
     app.worker("s", source=Source.spec(count, burst, poison, how))
     app.worker("r", sink=Sink)
     app.route("source", Token, to="sink")
-    return Scene("pair", app.compile(), poison=how)
+    return Scene("pair", app.compile())
 
 
 def join(level: str, *, count: int = 2, burst: int = 1, poison: int = 0, how: str = "", **numbers: int) -> Scene:
@@ -200,7 +204,7 @@ def join(level: str, *, count: int = 2, burst: int = 1, poison: int = 0, how: st
     app.route("source1", Token, to="relay")
     app.route("source2", Token, to="relay")
     app.route("relay", Token, to="sink")
-    return Scene("join", app.compile(), one_record=True, poison=how)
+    return Scene("join", app.compile(), one_record=True)
 
 
 def cycle(level: str, *, feeds: int = 2, hops: int = 3, balls: int = 2, **numbers: int) -> Scene:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from persist import Journal, Recovered, Send, Snapshot, Transaction, check, read, snapshot_of
 from tests.persist.building import ROUTES, path_of
 
 PEERS = ["a", "b", "c"]
+RUNS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(0, 90)), max_size=3)
 
 
 @dataclass
@@ -139,21 +140,19 @@ class JournalMachine(RuleBasedStateMachine):
         recovered.acked = {PEERS[peer]: last for peer, last in self.acked.items()}
         return snapshot_of(recovered, level="process", fingerprint="f", peers=PEERS, handlers=["h"], routes=ROUTES)
 
-    @rule(
-        runs=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(0, 90)), max_size=3),
-        state=st.binary(min_size=1, max_size=9),
-    )
-    def append(self, runs: list[tuple[int, int, int]], state: bytes) -> None:
+    @rule(transactions=st.lists(st.tuples(RUNS, st.binary(min_size=1, max_size=9)), min_size=1, max_size=4))
+    def append(self, transactions: list[tuple[list[tuple[int, int, int]], bytes]]) -> None:
         assert self.journal is not None
-        last = self.assigned
-        record = Committed(self.journal.position, 0, state)
-        for peer, count, size in runs:
-            record.sends.append((peer, last[peer] + 1, count, bytes([peer]) * size))
-            last[peer] += count
-        sends = [Send(0, count, 0, [(peer, first)], body) for peer, first, count, body in record.sends]
-        assert self.journal.append(Transaction(sends=sends, states=[(0, state)])) == record.position
-        record.end = self.journal.position
-        self.parts[-1].records.append(record)
+        for runs, state in transactions:
+            last = self.assigned
+            record = Committed(self.journal.position, 0, state)
+            for peer, count, size in runs:
+                record.sends.append((peer, last[peer] + 1, count, bytes([peer]) * size))
+                last[peer] += count
+            sends = [Send(0, count, 0, [(peer, first)], body) for peer, first, count, body in record.sends]
+            assert self.journal.append(Transaction(sends=sends, states=[(0, state)])) == record.position
+            record.end = self.journal.position
+            self.parts[-1].records.append(record)
 
     @rule()
     def rotate(self) -> None:
@@ -168,11 +167,13 @@ class JournalMachine(RuleBasedStateMachine):
         made.states = []
         return made
 
-    @rule(peer=st.integers(0, 2), more=st.integers(1, 9))
-    def acknowledge(self, peer: int, more: int) -> None:
-        self.acked[peer] = min(self.acked[peer] + more, self.assigned[peer])
+    @rule(more=st.tuples(*[st.integers(0, 9)] * 3), trim=st.booleans())
+    def acknowledge(self, more: tuple[int, int, int], trim: bool) -> None:
+        for peer, last in self.assigned.items():
+            self.acked[peer] = min(self.acked[peer] + more[peer], last)
+        if trim:
+            self.trim()
 
-    @rule()
     def trim(self) -> None:
         assert self.journal is not None
         count = 0
@@ -232,11 +233,6 @@ class JournalMachine(RuleBasedStateMachine):
         self.epoch = self.epoch if not self.parts else read(self.directory).epoch
         self.acked = {peer: min(last, self.assigned[peer]) for peer, last in self.acked.items()}
         self.open(torn or (0 if head else None))
-
-    @precondition(lambda self: self.journal is not None and self.journal.due)
-    @rule()
-    def rotate_when_due(self) -> None:
-        self.rotate()
 
     # what must hold
 

@@ -13,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from persist import DUPLICATE, UNKNOWN, Entry, Inbound, Kind, Outbound
 from persist import link as link_module
 
+RUNS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 12)), min_size=1, max_size=4)
+
 Record = tuple[int, int, list[int]]  # first, count, the messages: each is its own number
 
 
@@ -52,12 +54,47 @@ class Link(RuleBasedStateMachine):
         assert self.out.backlog_bytes == 0
         assert not self.out.needs_refill
 
+    @rule(
+        runs=st.just([]) | RUNS,
+        same=st.booleans(),
+        publish=st.integers(0, 9),
+        receive=st.lists(st.integers(1, 9), max_size=9),
+        commit=st.booleans(),
+        see=st.booleans(),
+        poll=st.booleans(),
+    )
+    def traffic(
+        self,
+        runs: list[tuple[int, int]],
+        same: bool,
+        publish: int,
+        receive: list[int],
+        commit: bool,
+        see: bool,
+        poll: bool,
+    ) -> None:
+        """What goes on when nothing goes wrong; each step may also come alone."""
+        self.commit(runs, same)
+        self.publish(publish)
+        for most in receive:
+            if self.wire:
+                self.receive(most)
+        if commit:
+            self.commit_received()
+        if see:
+            self.see_acknowledgement()
+        if poll:
+            self.send_poll()
+            self.hear_poll()
+
     # the sender
 
-    @rule(runs=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 12)), min_size=1, max_size=4), same=st.booleans())
+    @rule(runs=RUNS, same=st.booleans())
     def commit(self, runs: list[tuple[int, int]], same: bool) -> None:
-        """One or more runs, of one transaction (the same position) or of several."""
-        made = []
+        """One or more runs, of one transaction (the same position) or of several, after one that is rolled back."""
+        self.out.assign(len(runs) + 1)
+        self.out.rollback()
+        made: list[Entry] = []
         for count, size in runs:
             first = self.out.assign(count)
             made.append(Entry(first, count, size, list(range(first, first + count)), self.position))
@@ -68,17 +105,13 @@ class Link(RuleBasedStateMachine):
         for entry in made:
             self.out.committed(entry.first, entry.count, entry.size, entry.payload, entry.position)
 
-    @rule(count=st.integers(1, 9))
-    def assign_and_roll_back(self, count: int) -> None:
-        self.out.assign(count)
-        self.out.rollback()
-
     @rule(most=st.integers(1, 6))
     def publish(self, most: int) -> None:
         for _ in range(most):
             if self.out.needs_refill:
-                begin, behind = self.out.spilled_from, self.out.published
-                self.out.refill(e for e in self.store if e.position >= (begin or 0) and e.last > behind)
+                begin = self.out.spilled_from
+                assert begin is not None
+                self.out.refill(entry for entry in self.store if entry.position >= begin)
                 assert self.out.peek() is not None
             entry = self.out.peek()
             if entry is None:
@@ -93,15 +126,13 @@ class Link(RuleBasedStateMachine):
         self.out.acknowledge(self.ack_cell)
         assert self.out.acked == self.ack_cell
 
-    @rule(back=st.integers(1, 30))
-    def see_an_old_acknowledgement(self, back: int) -> None:
+    @rule(back=st.integers(0, 30))
+    def snapshot(self, back: int) -> None:
+        """Knows what is acknowledged now; an older acknowledgement that comes late changes nothing."""
         acked = self.out.acked
         self.out.acknowledge(max(0, acked - back))
         assert self.out.acked == acked
-
-    @rule()
-    def snapshot(self) -> None:
-        self.recorded_ack = self.out.acked
+        self.recorded_ack = acked
 
     @rule()
     def hear_poll(self) -> None:
@@ -117,24 +148,22 @@ class Link(RuleBasedStateMachine):
         self.out = Outbound(self.limit)
         self.out.restore(assigned, acked, UNKNOWN if lost_hint else self.resume_cell, first)
         assert self.out.memory_bytes == 0
+        hint = 0 if lost_hint or self.resume_cell == UNKNOWN else self.resume_cell
+        assert self.out.published == max(acked, hint)
         assert self.out.needs_refill == (self.out.published < assigned)
 
     # the transport
 
     @precondition(lambda self: self.wire)
-    @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
-        del self.wire[data.draw(st.integers(0, len(self.wire) - 1))]
+    @rule(at=st.integers(0, 30), most=st.integers(1, 30))
+    def lose(self, at: int, most: int) -> None:
+        at %= len(self.wire)
+        del self.wire[at : at + most]
 
     @precondition(lambda self: self.wire)
-    @rule(data=st.data())
-    def double(self, data: st.DataObject) -> None:
-        at = data.draw(st.integers(0, len(self.wire) - 1))
-        self.wire.insert(data.draw(st.integers(0, len(self.wire))), self.wire[at])
-
-    @rule()
-    def lose_everything(self) -> None:
-        self.wire.clear()
+    @rule(at=st.integers(0, 30), to=st.integers(0, 30))
+    def double(self, at: int, to: int) -> None:
+        self.wire.insert(to % len(self.wire), self.wire[at % len(self.wire)])
 
     # the receiver
 

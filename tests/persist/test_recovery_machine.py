@@ -33,6 +33,20 @@ ALL_HANDLERS = ["h0", "h1", "h2"]
 ALL_ROUTES = [("h0", "A"), ("h0", "B"), ("h1", "A"), ("h2", "C")]
 SMALL = st.binary(max_size=6)
 INDEX = st.integers(0, 11)
+TRANSACTIONS = st.tuples(
+    st.lists(st.tuples(INDEX, st.integers(0, 3)), max_size=2),
+    st.lists(st.tuples(INDEX, st.integers(1, 3), st.integers(1, 15), SMALL), max_size=3),
+    st.lists(st.tuples(INDEX, SMALL), max_size=2),
+    st.lists(st.tuples(INDEX, st.sampled_from([b"k", b"l"]), st.none() | SMALL), max_size=4),
+    st.lists(st.tuples(INDEX, INDEX), max_size=1),
+)
+Drawn = tuple[
+    list[tuple[int, int]],
+    list[tuple[int, int, int, bytes]],
+    list[tuple[int, bytes]],
+    list[tuple[int, bytes, bytes | None]],
+    list[tuple[int, int]],
+]
 
 names = st.tuples(
     st.lists(st.sampled_from(ALL_PEERS), min_size=1, unique=True),
@@ -116,14 +130,12 @@ class RecoveryMachine(RuleBasedStateMachine):
         journal, _ = Journal.open(self.directory, epoch=0, level="process", make_snapshot=self.make_snapshot)
         return journal
 
-    @rule(
-        consumed=st.lists(st.tuples(INDEX, st.integers(0, 3)), max_size=2),
-        runs=st.lists(st.tuples(INDEX, st.integers(1, 3), st.integers(1, 15), SMALL), max_size=3),
-        states=st.lists(st.tuples(INDEX, SMALL), max_size=2),
-        keys=st.lists(st.tuples(INDEX, st.sampled_from([b"k", b"l"]), st.none() | SMALL), max_size=4),
-        dead=st.lists(st.tuples(INDEX, INDEX), max_size=1),
-    )
-    def transact(
+    @rule(transactions=st.lists(TRANSACTIONS, min_size=1, max_size=3))
+    def transact(self, transactions: list[Drawn]) -> None:
+        for consumed, runs, states, keys, dead in transactions:
+            self.commit(consumed, runs, states, keys, dead)
+
+    def commit(
         self,
         consumed: list[tuple[int, int]],
         runs: list[tuple[int, int, int, bytes]],
@@ -183,10 +195,12 @@ class RecoveryMachine(RuleBasedStateMachine):
             (peer, seq): count for (peer, seq), count in self.attempts.items() if seq > self.watermarks.get(peer, 0)
         }
 
-    @rule(peer=st.sampled_from(ALL_PEERS), more=st.integers(1, 12))
-    def acknowledge(self, peer: str, more: int) -> None:
-        if peer in self.assigned:
-            self.acked[peer] = min(self.acked.get(peer, 0) + more, self.assigned[peer])
+    @rule(more=st.fixed_dictionaries(dict.fromkeys(ALL_PEERS, st.integers(0, 12))))
+    def acknowledge(self, more: dict[str, int]) -> None:
+        assert self.journal is not None
+        for peer, last in self.assigned.items():
+            self.acked[peer] = min(self.acked.get(peer, 0) + more[peer], last)
+        self.journal.trim({index: self.acked.get(name, 0) for index, name in enumerate(self.names[0])})
 
     @rule(forget_dead_letters=st.booleans())
     def rotate(self, forget_dead_letters: bool) -> None:
@@ -218,30 +232,25 @@ class RecoveryMachine(RuleBasedStateMachine):
         )
         self.journal.rotate(made)
 
-    @rule()
-    def trim(self) -> None:
-        assert self.journal is not None
-        self.journal.trim({index: self.acked.get(name, 0) for index, name in enumerate(self.names[0])})
-
     @rule(tables=names, again=st.booleans(), blamed=st.none() | st.sampled_from(ALL_PEERS), deaths=st.integers(1, 3))
     def restart(self, tables: Names, again: bool, blamed: str | None, deaths: int) -> None:
         """Possibly under other names, and with an attempt counted against the next message of someone."""
         assert self.journal is not None
+        self.read_back()
         self.journal.close()
         new = {} if blamed is None else {(blamed, self.watermarks.get(blamed, 0) + 1): deaths}
         self.open(self.names if again else tables, new)
 
-    @rule(some=INDEX)
-    def read_back(self, some: int) -> None:
+    def read_back(self) -> None:
+        """What is pending, and everything else without the lock."""
         assert self.journal is not None
         peers, _, routes = self.names
-        peer = some % len(peers)
-        name = peers[peer]
-        found = [
-            (name, send.edges[0][1], send.count, routes[send.route], bytes(send.body))
-            for _, send in self.journal.sends(peer, self.acked.get(name, 0), 0)
-        ]
-        assert found == self.pending([name])
+        for peer, name in enumerate(peers):
+            found = [
+                (name, send.edges[0][1], send.count, routes[send.route], bytes(send.body))
+                for _, send in self.journal.sends(peer, self.acked.get(name, 0), 0)
+            ]
+            assert found == self.pending([name])
         without_the_lock = read(self.directory)
         assert (without_the_lock.epoch, without_the_lock.position) == (self.journal.epoch, self.journal.position)
         assert (without_the_lock.states, without_the_lock.dead) == (self.states, self.dead)
