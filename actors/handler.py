@@ -232,7 +232,7 @@ def _annotated_types(method: FunctionType, local: Mapping[str, Any]) -> tuple[An
 
 
 def _closed_over(function: FunctionType) -> dict[str, Any]:
-    """The variables of enclosing functions that have a value yet; `__class__`, which super() needs, gets its own later."""
+    """The variables of enclosing functions that have a value yet; `__class__`, for super(), gets its own later."""
     found = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:

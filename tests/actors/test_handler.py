@@ -464,12 +464,12 @@ def test_a_spec_carries_the_class_and_its_arguments():
     assert Feed.spec("trades.csv") == HandlerSpec(Feed, ("trades.csv",), {})
 
 
-class Base(Handler):
+class Plain(Handler):
     @handle
     def on_number(self, trade: Trade) -> None: ...
 
 
-class Derived(Base):
+class Derived(Plain):
     @handle
     def on_number(self, trade: Trade) -> None:
         super().on_number(trade)

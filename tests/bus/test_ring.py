@@ -49,7 +49,9 @@ def test_ten_thousand_records_wrap_around_many_times(producer: str, consumer: st
     at = 0
     while len(received) < len(sent):
         at += out.push_many(sent[at : at + 7])
-        received += into.take_many(5, ALL)
+        taken = into.take_many(5, ALL)
+        assert taken, f"stuck after {len(received)}"
+        received += taken
         into.release()
     assert received == sent
     assert out.get(Cell.TAIL) > 100 * out.capacity
@@ -468,6 +470,37 @@ def test_a_record_header_that_cannot_be_is_corrupt(name: str, word: int, value: 
         into.take_many(ALL, ALL)
     assert (caught.value.position, caught.value.value) == (start, value)
     assert into.pending() == 24, "nothing has moved"
+
+
+@each
+def test_a_record_longer_than_the_limit_is_corrupt_even_where_it_would_fit(name: str) -> None:
+    buffer = new_ring()
+    out, into = RINGS[name](buffer), RINGS[name](buffer)
+    out.push_many([b"x" * 2040] * 2)
+    set_cell(buffer, HEADER_SIZE // 8, header_word(2041, 1))
+    with pytest.raises(RingCorrupt, match="longer than the limit") as caught:
+        into.take_many(ALL, ALL)
+    assert (caught.value.position, caught.value.value) == (0, 2041)
+
+
+@each
+@pytest.mark.parametrize("length", [1016 - 1, 1016 - 7, 1016 + 8])
+def test_padding_that_does_not_end_with_the_data_is_corrupt(name: str, length: int) -> None:
+    buffer = new_ring()
+    out, into = RINGS[name](buffer), RINGS[name](buffer)
+    for _ in range(2):
+        out.push(b"x" * (1536 - RECORD_HEADER))
+        into.take_many(ALL, ALL)
+        into.release()
+    out.push(b"y" * 2040)
+    at = (HEADER_SIZE + 3072) // 8
+    assert cell_of(buffer, at) == header_word(1016, 2)
+    set_cell(buffer, at, header_word(length, 2))
+    with pytest.raises(RingCorrupt, match="padding does not end") as caught:
+        into.take_many(ALL, ALL)
+    assert (caught.value.position, caught.value.value) == (3072, length)
+    set_cell(buffer, at, header_word(1016, 2))
+    assert into.take_many(ALL, ALL) == [b"y" * 2040]
 
 
 @each

@@ -47,9 +47,10 @@ class RingMachine(RuleBasedStateMachine):
         return (self.serial.to_bytes(4, "little") * (size // 4 + 1))[:size]
 
     def no_room_for(self, size: int) -> None:
-        """Padding costs less than the record itself; otherwise every free byte can be used."""
-        free = CAPACITY - self.out.used()
-        assert free < 2 * framed(size), f"{free} bytes free, but no room for {size}"
+        """Only what is missing may be refused: the record itself, and the padding if it does not fit before the end."""
+        left = CAPACITY - self.out.get(Cell.TAIL) % CAPACITY
+        needed = framed(size) + (left if left < framed(size) else 0)
+        assert CAPACITY - self.out.used() < needed, f"no room for {size}"
 
     no_reservation = precondition(lambda self: self.reserved is None)
 
