@@ -381,7 +381,10 @@ class Endpoint:
 
     # ------------------------------------------------------------------------------------------------ waiting
     def idle(self) -> bool:
-        """Nothing waits to be taken. To be asked with the doorbell armed."""
+        """Nothing waits to be taken, and nothing that waits to be published finds room. To be asked with the doorbell
+        armed: what came just before that has rung in vain."""
+        if self.publish():
+            return False
         for link in self._receiving:
             if (link.inside or not self._paused) and not self._held:
                 assert link.consuming is not None

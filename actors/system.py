@@ -6,21 +6,18 @@ directory, the segments of a dead predecessor, the segments, the gateway's journ
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
-import signal
 import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import cloudpickle
 import msgspec
 
-from actors.errors import TopologyError
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
@@ -31,31 +28,18 @@ from actors.process import WorkerProcess
 from actors.replies import type_key
 from actors.restart import ChildSpec, Policy
 from actors.resume import Names
-from actors.rundir import AlreadyRunning, RunDirectory, RunDirectoryError, default_home
+from actors.rundir import RunDirectory
 from actors.supervisor import Supervisor
-from actors.system_errors import BadReply, StartFailed, TopologyChanged
+from actors.system_errors import BadReply, StartFailed
 from actors.takeover import Move, carry, moves
 from actors.wiring import Wires, attach_board, attach_ring, board_name, connect, create_segments, ring_name
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
-from bus import Block, Cell, Field, Segment, SharedMemoryFull, Text, WorkerState
+from bus import Block, Cell, Field, Segment, Text, WorkerState
 from bus.segment import remove_stale
-from persist import (
-    DamagedJournal,
-    Journal,
-    JournalLocked,
-    JournalPoisoned,
-    NewerFormat,
-    NotAJournal,
-    PersistError,
-    Recovered,
-    Snapshot,
-    UnknownName,
-    read,
-)
+from persist import Journal, Recovered, Snapshot, read
 
 if TYPE_CHECKING:
     from actors.status import SystemStatus
-    from actors.topology import Topology
 
 READY_TIMEOUT = 60.0
 R = TypeVar("R", bound=Message)
@@ -350,72 +334,3 @@ class System:
             segment.close()
             segment.unlink()
         self._directory.close()
-
-
-def prepare(topology: Topology, observer: Observer | None = None) -> System:
-    """Checks the topology and takes what a system needs, without starting it. Raises TopologyError, StartFailed."""
-    plan = topology.compile()
-    directory = Path(topology.directory) if topology.directory is not None else default_home() / plan.name
-    try:
-        return System(plan, directory, observer)
-    except (SharedMemoryFull, AlreadyRunning, TopologyChanged, RunDirectoryError, PersistError, OSError) as error:
-        raise StartFailed(plan.name, _status_of(error), str(error)) from error
-
-
-def start(topology: Topology, *, timeout: float = READY_TIMEOUT, observer: Observer | None = None) -> System:
-    """Checks the topology and starts it. Raises TopologyError, and StartFailed with the exit status and the reason."""
-    return prepare(topology, observer).start(timeout)
-
-
-def run(topology: Topology) -> None:
-    """Runs until the system ends or a signal ends it: the first drains, the second stops now.
-
-    Returns after a clean end. Any other end raises SystemExit with one of `ExitStatus`, so that a script which ends
-    with `app.run()` never exits 0 by mistake.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("run() takes the signals, which only the main thread can: use start() in other threads")
-    try:
-        status, reason = _run(prepare(topology))
-    except TopologyError as error:
-        status, reason = ExitStatus.USAGE, str(error)
-    except StartFailed as error:
-        status, reason = ExitStatus(error.status), str(error)
-    if status is not ExitStatus.OK:
-        print(f"ringleader: {topology.name}: {reason or status.meaning} (status {int(status)})", file=sys.stderr)
-        raise SystemExit(int(status))
-
-
-def _run(system: System) -> tuple[ExitStatus, str]:
-    received = 0
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received += 1
-        if received == 1:
-            system.request_stop()
-        else:
-            system.request_stop_now()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        system.start()
-        return system.join(), system.reason
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _status_of(error: Exception) -> ExitStatus:
-    match error:
-        case SharedMemoryFull():
-            return ExitStatus.NO_SPACE
-        case AlreadyRunning() | JournalLocked():
-            return ExitStatus.HELD
-        case DamagedJournal() | NewerFormat() | NotAJournal():
-            return ExitStatus.DAMAGED
-        case TopologyChanged() | UnknownName():
-            return ExitStatus.USAGE
-        case JournalPoisoned() | OSError() if getattr(error.__cause__ or error, "errno", None) == errno.ENOSPC:
-            return ExitStatus.NO_SPACE
-    return ExitStatus.FAILED

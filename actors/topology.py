@@ -113,13 +113,13 @@ class Topology:
 
     def start(self, **options: Any) -> System:
         """Start the system in the background: `with app.start() as system: ...`."""
-        from actors.system import start
+        from actors.launch import start
 
         return start(self, **options)
 
     def run(self, **options: Any) -> None:
         """Start the system and wait for its end, as a script does."""
-        from actors.system import run
+        from actors.launch import run
 
         run(self, **options)
 

@@ -16,13 +16,12 @@ from persist.errors import (
     UnknownName,
     UnsafeDirectory,
 )
-from persist.format import DeadLetter, Send, Snapshot, Transaction
+from persist.format import DeadLetter, Send, Snapshot, TornTail, Transaction
 from persist.journal import Journal
 from persist.link import DUPLICATE, NEW, UNKNOWN, UNLIMITED, Entry, Inbound, Kind, Outbound, Verdict
 from persist.load import read
 from persist.lock import DirectoryLock
 from persist.names import snapshot_of
-from persist.reader import TornTail
 from persist.recovery import NamedDeadLetter, Recovered
 
 __all__ = [

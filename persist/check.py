@@ -14,8 +14,8 @@ import msgspec
 
 from persist.errors import DamagedJournal, PersistError
 from persist.files import Directory
-from persist.format import SEGMENT_HEADER, BadFrame, Transaction, decode_transaction
-from persist.reader import Segment, SegmentReader, TornTail, survey
+from persist.format import SEGMENT_HEADER, BadFrame, TornTail, Transaction, decode_transaction
+from persist.reader import Segment, SegmentReader, survey
 from persist.recovery import Fold, Outbox, Recovered, name
 
 

@@ -118,6 +118,15 @@ class Frame(msgspec.Struct, frozen=True):
     body: memoryview
 
 
+class TornTail(msgspec.Struct, frozen=True):
+    """What a crash left behind the last whole frame."""
+
+    file: str
+    offset: int
+    bytes_dropped: int
+    reason: str
+
+
 class BadFrame(Exception):
     """There is no good frame here. Internal: the reader decides whether it is a torn tail or damage."""
 

@@ -22,11 +22,11 @@ from typing import Self
 
 from persist.errors import JournalClosed, JournalPoisoned, SequenceBroken
 from persist.files import Directory
-from persist.format import SEGMENT_HEADER, TRANSACTION, Send, Snapshot, Transaction, segment_name
+from persist.format import SEGMENT_HEADER, TRANSACTION, Send, Snapshot, TornTail, Transaction, segment_name
 from persist.load import recover, refuse_unknown, sends_in
 from persist.lock import DirectoryLock
 from persist.names import bare, retired_part, verified, with_retired
-from persist.reader import Segment, Survey, TornTail, survey
+from persist.reader import Segment, Survey, survey
 from persist.recovery import Recovered, by_name
 from persist.writer import Writer
 

@@ -37,8 +37,7 @@ def recover(directory: Directory, found: Survey) -> Recovered:
     recovered = Recovered(torn=found.torn)
     if not found.segments:
         return recovered
-    base = found.segments[-1]
-    outbox = Outbox(_acked(base))
+    outbox = Outbox(_acked(found))
     for segment, after in found.pairs():
         peers = segment.snapshot.peers
         reader = SegmentReader(directory, segment, last=segment.number == found.last)
@@ -130,5 +129,10 @@ def _assigned(segment: Segment) -> dict[str, int]:
     return by_name(segment.snapshot.peers, segment.snapshot.assigned)
 
 
-def _acked(segment: Segment) -> dict[str, int]:
-    return by_name(segment.snapshot.peers, segment.snapshot.acked)
+def _acked(found: Survey) -> dict[str, int]:
+    """As of the last snapshot; and segments that were deleted held nothing unacknowledged, whatever was known since."""
+    last = found.segments[-1].snapshot
+    acked = by_name(last.peers, last.acked)
+    for peer, assigned in _assigned(found.segments[0]).items():
+        acked[peer] = max(assigned, acked.get(peer, 0))
+    return acked

@@ -110,8 +110,9 @@ def verified(snapshot: Snapshot) -> Snapshot:
 
 
 def bare(snapshot: Snapshot) -> Snapshot:
-    """Its names and sequence numbers, without what may be large."""
+    """Its names and sequence numbers, without what may be large; shares no name table with it."""
     kept = copy(snapshot)
+    kept.peers, kept.handlers, kept.routes = list(kept.peers), list(kept.handlers), list(kept.routes)
     kept.states, kept.tables, kept.attempts, kept.dead = [], [], [], []
     return kept
 
@@ -119,12 +120,11 @@ def bare(snapshot: Snapshot) -> Snapshot:
 def retired_part(snapshot: Snapshot) -> Snapshot:
     """Its names, and what the retired ones among them carry."""
     peers, handlers = len(current_peers(snapshot)), len(current_handlers(snapshot))
-    kept = copy(snapshot)
+    kept = bare(snapshot)
     for numbers in ("watermarks", "assigned", "acked", "attempts"):
         setattr(kept, numbers, [row for row in getattr(snapshot, numbers) if row[0] >= peers])
     kept.states = [row for row in snapshot.states if row[0] >= handlers]
     kept.tables = [row for row in snapshot.tables if row[0] >= handlers]
-    kept.dead = []
     return kept
 
 

@@ -28,6 +28,7 @@ from persist.format import (
     BadFrame,
     Frame,
     Snapshot,
+    TornTail,
     decode_frame,
     decode_segment_header,
     decode_snapshot,
@@ -42,16 +43,6 @@ CHUNK = 1 << 18
 SEARCH_EFFORT = 64  # how often over the bytes behind a bad frame may be checksummed in search of a good one
 
 _LENGTH = struct.Struct("<4xI")
-
-
-@dataclass(frozen=True, slots=True)
-class TornTail:
-    """What a crash left behind the last whole frame."""
-
-    file: str
-    offset: int
-    bytes_dropped: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from persist.format import BadFrame, DeadLetter, Send, Snapshot, Transaction
-
-if TYPE_CHECKING:
-    from persist.reader import TornTail
+from persist.format import BadFrame, DeadLetter, Send, Snapshot, TornTail, Transaction
 
 Route = tuple[str, str]  # source handler, message type
 T = TypeVar("T")
@@ -40,7 +37,7 @@ class Recovered:
 
     watermarks    inbound peer -> last sequence number durably consumed
     assigned      outbound peer -> last sequence number committed
-    acked         outbound peer -> the receiver's watermark as of the last snapshot
+    acked         outbound peer -> the receiver's watermark as far as the journal shows; it may be further by now
     unacked_from  outbound peer -> position of the first frame with a send above `acked`, None if there is none
     unacked_bytes outbound peer -> size of the bodies of those sends
     attempts      (inbound peer, sequence number) -> how often that message was in progress at a death
@@ -138,7 +135,7 @@ class Fold:
             tables={name(handlers, handler): table for handler, table in self.tables.items() if table},
             watermarks=watermarks,
             assigned=assigned,
-            acked=by_name(peers, snapshot.acked),
+            acked=dict(outbox.acked),
             unacked_from={peer: outbox.first.get(peer) for peer in assigned},
             unacked_bytes={peer: outbox.bytes.get(peer, 0) for peer in assigned},
             attempts={key: count for key, count in attempts.items() if key[1] > watermarks.get(key[0], 0)},

@@ -93,6 +93,14 @@ def test_worker_is_set_apart_from_the_terminal(started, tmp_path: Path) -> None:
     assert facts["comm"] == "ringleader: tra"
 
 
+def test_worker_does_not_keep_the_fork_server_up(started, tmp_path: Path) -> None:
+    started.append(WorkerProcess.start(targets.starts_a_grandchild, (tmp_path / "pid", "hold")))
+    text_of(tmp_path / "pid")
+    alive = os.readlink(f"/proc/self/fd/{process_module._server._forkserver_alive_fd}")
+    for pid in (started[0].pid, int(text_of(tmp_path / "pid"))):
+        assert alive not in [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+
+
 def test_signals_to_everyone_do_not_end_the_fork_server(started) -> None:
     server = process_module._server._forkserver_pid
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -217,12 +225,12 @@ start_forkserver(("tests.actors.targets",))
 workers = [WorkerProcess.start(target) for target in (targets.holds, targets.spins, targets.stops_itself)]
 extra = sys.argv[1]
 pids = [worker.pid for worker in workers]
-if extra == "forked":
+if "forked" in extra:
     pid = os.fork()
     if pid == 0:
         signal.pause()
     print(pid)
-if extra == "server stopped":
+if "server stopped" in extra:
     os.kill(_server._forkserver_pid, signal.SIGSTOP)
 print(_server._forkserver_pid, *pids, flush=True)
 signal.pause()
@@ -233,17 +241,18 @@ def stopped(pid: int) -> bool:
     return psutil.Process(pid).status() == psutil.STATUS_STOPPED
 
 
-@pytest.mark.parametrize("extra", ["", "forked", "server stopped"])
+@pytest.mark.parametrize("extra", ["", "forked", "server stopped", "forked, server stopped"])
 def test_workers_are_gone_when_the_supervisor_is_killed(extra: str) -> None:
     """One that waits, one that spins, one that is stopped; by SIGKILL to the supervisor alone.
 
     With a fork of the supervisor around, which has all its descriptors; with a fork server that cannot notice anything.
+    The fork server goes as well, if it can.
     """
     with subprocess.Popen(
         [sys.executable, "-c", SUPERVISOR, extra], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as run:
         assert run.stdout is not None
-        fork = int(run.stdout.readline()) if extra == "forked" else None
+        fork = int(run.stdout.readline()) if "forked" in extra else None
         server, *pids = map(int, run.stdout.readline().split())
         assert len(pids) == 3
         try:
@@ -251,12 +260,14 @@ def test_workers_are_gone_when_the_supervisor_is_killed(extra: str) -> None:
             until(lambda: psutil.Process(pids[1]).cpu_times().user > 0, "the second worker to spin")
             run.kill()
             took = dead_within(pids, 2)
+            if "server stopped" not in extra:
+                dead_within([server], 2)
             print(f"{len(pids)} workers gone {took * 1000:.1f} ms after SIGKILL to their supervisor")
         finally:
             run.kill()
             if fork is not None:
                 os.kill(fork, signal.SIGKILL)
-            if extra == "server stopped":
+            if "server stopped" in extra:
                 os.kill(server, signal.SIGCONT)
             dead_within([server, *pids], 5)
 

@@ -17,7 +17,7 @@ import msgspec
 from rich.console import Console
 
 from actors.process import stop_forkserver
-from tests.bench import machine, report, systems, transports
+from tests.bench import journals, machine, report, systems, transports
 from tests.bench.measure import Case, Sampled, Scale, outcomes
 
 RUNS = 5
@@ -40,13 +40,17 @@ def measure(cases: Sequence[Case], scale: Scale, runs: int, say: Callable[[str],
     return sampled
 
 
+def cases() -> list[Case]:
+    """All of them, in the order in which they are measured. Another module of cases joins here."""
+    return transports.cases() + systems.cases() + journals.cases()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 if a case failed although everything for it is there."""
     options = _options(arguments)
-    known = transports.cases() + systems.cases()
-    cases = [case for case in known if not options.only or any(text in case.key for text in options.only)]
+    chosen = [case for case in cases() if not options.only or any(text in case.key for text in options.only)]
     if options.list:
-        print("\n".join(case.key for case in cases))
+        print("\n".join(case.key for case in chosen))
         return 0
     at, began, load = datetime.now(UTC), time.monotonic(), [machine.load()]
     progress = Console(stderr=True)
@@ -55,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scale = Scale(Path(directory), options.fraction, options.timeout)
         with progress.status("") as status:
             say = status.update if progress.is_terminal else progress.print
-            sampled = measure(cases, scale, options.runs, say)
+            sampled = measure(chosen, scale, options.runs, say)
     load.append(machine.load())
     stop_forkserver()
     found = outcomes(sampled)

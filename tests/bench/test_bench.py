@@ -12,12 +12,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.bench import report, systems, transports
+from tests.bench import journals, report
 from tests.bench.machine import ROOT
 from tests.bench.measure import P99, RATE, Case, Figure, Sampled, Scale, outcomes, quantile
 from tests.bench.pairs import SideFailed, Start, run_pair
 from tests.bench.report import FLOORS, Floor, Results, lines, verdicts
-from tests.bench.run import measure
+from tests.bench.run import cases, main, measure
 
 DEADLINE = 100.0
 
@@ -39,7 +39,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedP
 
 def test_every_case_is_measured_or_says_why_not(ran: tuple[subprocess.CompletedProcess[str], Results]) -> None:
     _, results = ran
-    expected = {case.key: case for case in transports.cases() + systems.cases()}
+    expected = {case.key: case for case in cases()}
     assert {f"{one.group}/{one.name}" for one in results.cases} == set(expected)
     for one in results.cases:
         case = expected[f"{one.group}/{one.name}"]
@@ -84,12 +84,27 @@ def test_every_floor_has_a_line_and_a_case(ran: tuple[subprocess.CompletedProces
         assert line in done.stdout
 
 
-def test_a_floor_that_is_not_reached_does_not_fail_the_run() -> None:
-    slow = Case("group", "ours", lambda scale: {"rate": [1.0]}, ours=True)
-    found = outcomes([Sampled(slow, [{"rate": [1.0]}])])
-    (verdict,) = verdicts(found, [Floor("rate", "group/ours", "rate", 2.0, True)])
-    assert verdict.passed is False
-    assert lines([verdict]) == ["FAIL         rate >= 2: 1"]
+RECOVERY = ["--only", "recovery", "--runs", "1", "--fraction", "0.01", "--output"]
+
+
+def test_a_floor_that_is_not_reached_does_not_fail_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (case,) = journals.cases()
+    unreachable = Floor("recovery, us", case.key, "each", 1e-9, False)
+    monkeypatch.setattr(report, "verdicts", lambda found: verdicts(found, [unreachable]))
+    assert main([*RECOVERY, str(tmp_path)]) == 0
+    assert "FAIL         recovery, us <= 1e-09: " in capsys.readouterr().out
+
+
+def test_a_case_that_fails_is_named_and_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(journals, "_snapshot", None)
+    assert main([*RECOVERY, str(tmp_path)]) == 1
+    assert "not measured: TypeError" in capsys.readouterr().out
+    (written,) = tmp_path.iterdir()
+    assert "TypeError" in msgspec.json.decode(written.read_bytes(), type=Results).cases[0].skipped
 
 
 def test_a_floor_against_a_peer_that_is_missing_is_not_measured() -> None:
@@ -142,8 +157,7 @@ def test_cases_take_turns_and_one_that_fails_is_not_measured_again(tmp_path: Pat
         return Case("group", name, run)
 
     said: list[str] = []
-    cases = [case("a"), case("b", fails=True), case("c")]
-    sampled = measure(cases, Scale(tmp_path), 2, said.append)
+    sampled = measure([case("a"), case("b", fails=True), case("c")], Scale(tmp_path), 2, said.append)
     assert turns == ["a", "b", "c", "a", "c"]
     assert [one.failed for one in sampled] == ["", "RuntimeError: no room", ""]
     assert outcomes(sampled)[1].skipped == "RuntimeError: no room"

@@ -38,6 +38,7 @@ class SimRing(PyRing):
         records = super().take_many(max_records, max_bytes)
         if len(records) > 1 and self._sim.policy.loses():
             del records[0]
+            self._sim.holes += 1
         return records
 
     def set(self, cell: int, value: int, /) -> None:

@@ -235,8 +235,9 @@ class Oracle:
             ]
             got = [(item[0], item[2]) for item in taken.pop(peer, [])]
             if owner != GATEWAY and got != wanted:
-                ids = [one for one, _ in wanted]
-                invariant = "I3" if [one for one, _ in got] == ids else "I2" if len(got) < len(wanted) else "I4"
+                again = {f"{peer}/{seq}" for seq in range(1, first)} & {one for one, _ in got}
+                same = [one for one, _ in got] == [one for one, _ in wanted]
+                invariant = "I1" if again else "I3" if same else "I2" if len(got) < len(wanted) else "I4"
                 raise Violation(invariant, f"{owner}: has handled {got}, to be consumed are {wanted}")
             uids = [None if (peer, seq) in dead else sent[seq - 1] for seq in range(first, watermark + 1)]
             after.consumed[peer] = after.consumed.get(peer, ()) + tuple(uids)

@@ -34,7 +34,7 @@ from actors.restart import ChildSpec, Death
 from actors.system import System
 from actors.system_errors import SendTimeout
 from actors.worker import Boot, Worker
-from bus import Block, Board, board_size, format_ring, ring_size
+from bus import Block, Board, Field, board_size, format_ring, ring_size
 from persist import journal as journal_module
 from persist.errors import JournalLocked
 from persist.journal import Journal
@@ -46,6 +46,7 @@ from tests.model.topologies import Done, Scene, around
 SESSION = "51e5510a"
 HANG = 60.0  # seconds of real time that one simulated process may take between two steps
 IDLE = 0.25
+SLEEPS = 50
 
 
 class Crash(BaseException):
@@ -63,6 +64,7 @@ class Process:
     killed: bool = False
     doomed: bool = False
     up: bool = False
+    last_turn: int = 0
     bell: SimDoorbell | None = None  # what it sleeps on
     timeout: float = 0.0
     endpoint: Endpoint | None = None
@@ -95,8 +97,8 @@ class Policy:
         """Whether another process may go on."""
         return kind == "turn"
 
-    def choose(self, ready: list[Process], last: Process | None) -> Process:
-        return next((one for one in ready if last is not None and one.name > last.name), ready[0])
+    def choose(self, ready: list[Process]) -> Process:
+        return min(ready, key=lambda one: one.last_turn)  # who has waited longest
 
     def restart_now(self, name: str) -> bool:
         """Whether a dead worker is started before the others have done all they can."""
@@ -116,15 +118,19 @@ class Policy:
 
 
 class FaultAt(Policy):
-    """One fault, at step `at`. `late`: the dead stay dead until nobody can do anything without them."""
+    """One fault, at step `at`, and perhaps another one (`after`, else the same), `then` steps later. `late`: the dead
+    stay dead until nobody can do anything without them."""
 
-    def __init__(self, at: int, fault: str, late: bool = False) -> None:
+    def __init__(self, at: int, fault: str, late: bool = False, then: int = 0, after: str = "") -> None:
         super().__init__()
-        self._at, self._fault, self._late = at, fault, late
+        self._late = late
+        self._faults = {at: fault}
+        if then:
+            self._faults[at + then] = after or fault
 
     def fault(self, process: Process, kind: str) -> str:
         self.steps += 1
-        return self._fault if self.steps == self._at else ""
+        return self._faults.get(self.steps, "")
 
     def restart_now(self, name: str) -> bool:
         return not self._late
@@ -154,7 +160,7 @@ class Chance(Policy):
     def switch(self, process: Process, kind: str) -> bool:
         return self.random.random() < self._switch
 
-    def choose(self, ready: list[Process], last: Process | None) -> Process:
+    def choose(self, ready: list[Process]) -> Process:
         return self.random.choice(ready)
 
     def restart_now(self, name: str) -> bool:
@@ -214,6 +220,7 @@ class Simulation:
         self.stores = {peer: Store(peer) for peer in self.plan.peers}
         self.limit = limit  # steps until a run that has not come to its end never will
         self.deaths = 0
+        self.holes = 0  # records that were made to vanish
         self.overslept = 0  # how often only the bound of a wait has helped
         self.fed = {self.plan.worker_of(handler): len(feeds) for handler, feeds in scene.feeds.items()}
         self._processes: list[Process] = []
@@ -223,6 +230,7 @@ class Simulation:
         self._violation: Violation | None = None
         self._system_fault = False
         self._suspected = False
+        self._turns = 0
         self._clock = clock
 
     # ------------------------------------------------------------------------------------------------ what the runtime meets
@@ -235,8 +243,7 @@ class Simulation:
             process.killed = True
             raise Crash
         fault = self.policy.fault(process, kind)
-        if self.policy.steps > self.limit:
-            raise Violation("liveness", f"not at an end after {self.limit} steps: {self.oracle.pending(self.fed)}")
+        self._limit()
         if fault == "zombie":
             self._suspected = process.name != GATEWAY
             self._give_way(process)
@@ -319,7 +326,6 @@ class Simulation:
             raise Violation("I1", f"after a restart {before} became {after}")
 
     def _until_done(self) -> None:
-        last: Process | None = None
         while True:
             self._launch_due(all_asleep=False)
             ready = [one for one in self._processes if one.bell is None or not one.bell.armed]
@@ -327,23 +333,40 @@ class Simulation:
                 if self._launch_due(all_asleep=True):
                     continue
                 if not self.oracle.pending(self.fed):
+                    self._no_gaps()
                     return
                 self._wake()
                 continue
-            last = self.policy.choose(ready, last)
-            self._let(last)
+            chosen = self.policy.choose(ready)
+            self._turns += 1
+            chosen.last_turn = self._turns
+            self._let(chosen)
 
     def _wake(self) -> None:
-        """Everyone sleeps, and not everything is done: the bounds of their waits end them."""
-        if not any(one.timeout < IDLE for one in self._processes):
+        """Everyone sleeps, and not everything is done: time passes until the shortest wait ends.
+
+        Those who wait for a time, or for a component that tells nobody when it has room, wait for less than IDLE. That
+        only the bound of a longer wait helps means that a wake-up was lost.
+        """
+        shortest = min(one.timeout for one in self._processes)
+        if shortest >= IDLE:
             self.overslept += 1
-            if self.overslept > 10 + 20 * self.deaths:
+            if self.overslept > SLEEPS:
                 raise Violation("liveness", f"nobody has anything to do, but {self.oracle.pending(self.fed)}")
-        self._clock.passes(min(one.timeout for one in self._processes))
+        self._clock.passes(shortest)
         for one in self._processes:
-            if one.bell is not None:
+            if one.bell is not None and one.timeout == shortest:
                 one.bell.disarm()
         self.policy.steps += 1
+        self._limit()
+
+    def _no_gaps(self) -> None:
+        """Rings are kept whatever happens: a hole in one is an alarm, although it can be filled."""
+        gaps = {child.name: child.block.get(Field.GAPS) for child in self._children}
+        if any(gaps.values()) and not self.holes:
+            raise Violation("gap", f"missing messages: {gaps}")
+
+    def _limit(self) -> None:
         if self.policy.steps > self.limit:
             raise Violation("liveness", f"not at an end after {self.limit} steps: {self.oracle.pending(self.fed)}")
 
@@ -464,6 +487,7 @@ class Simulation:
         self.deaths += 1
 
     def _crash_system(self) -> None:
+        self._no_gaps()
         self._kill_all()
         self.deaths += 1
         if self.oracle.power:
@@ -565,4 +589,6 @@ def simulate(scene: Scene, policy: Policy, seed: int = 0, again: bool = False, l
         simulation.run()
         if again:
             simulation.again()
+        if simulation.overslept:
+            raise Violation("wake-up", f"{simulation.overslept} times nobody was woken although there was something to do")
     return simulation

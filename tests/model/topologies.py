@@ -185,13 +185,22 @@ def _topology(name: str, level: str, **numbers: int) -> Topology:
     return Topology(name, durability=level, directory="/nowhere", **limits)  # type: ignore[arg-type]
 
 
-def pair(level: str, *, count: int = 3, burst: int = 2, poison: int = 0, how: str = "", **numbers: int) -> Scene:
+def pair(
+    level: str,
+    *,
+    count: int = 3,
+    burst: int = 2,
+    poison: int = 0,
+    how: str = "",
+    segment_bytes: int = 1500,
+    **numbers: int,
+) -> Scene:
     """S -> R."""
     app = _topology("pair", level, **numbers)
     app.worker("s", source=Source.spec(count, burst, poison, how))
     app.worker("r", sink=Sink)
     app.route("source", Token, to="sink")
-    return Scene("pair", app.compile())
+    return Scene("pair", app.compile(), segment_bytes=segment_bytes)
 
 
 def join(level: str, *, count: int = 2, burst: int = 1, poison: int = 0, how: str = "", **numbers: int) -> Scene:

@@ -124,13 +124,12 @@ def path_of(directory: Path, number: int) -> Path:
 
 
 def meaning(recovered: Recovered) -> tuple:
-    """What a worker gets from recovery."""
+    """What a worker gets from recovery, but for where its outbox begins."""
     return (
         recovered.states,
         recovered.tables,
         recovered.watermarks,
         {peer: last for peer, last in recovered.assigned.items() if last},
-        {peer: last for peer, last in recovered.acked.items() if last},
         recovered.attempts,
         recovered.dead,
     )
@@ -144,7 +143,6 @@ def series(number: int) -> tuple:
         {"table": rows} if rows else {},
         {"left": number} if number else {},
         {"left": number} if number else {},
-        {},
         {},
         [],
     )

@@ -231,6 +231,19 @@ def test_names_change_only_at_the_opening(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_callers_lists_are_its_own_again(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path)
+    journal.append(transaction(1))
+    made = after(1)
+    journal.rotate(made)
+    for table in (made.peers, made.handlers, made.routes, made.assigned):
+        table.clear()
+    journal.append(transaction(2))
+    assert numbers(journal) == [1, 2]
+    journal.rotate(after(2))
+    journal.close()
+
+
 def test_segments_go_from_the_front_when_every_send_in_them_is_acknowledged(tmp_path: Path) -> None:
     journal, _ = open_journal(tmp_path)
     for number in range(1, 10):
@@ -250,6 +263,25 @@ def test_segments_go_from_the_front_when_every_send_in_them_is_acknowledged(tmp_
     journal.close()
     assert meaning(read(tmp_path)) == series(9)
     assert check(tmp_path).ok
+
+
+def test_what_was_in_deleted_segments_is_acknowledged_whatever_the_last_snapshot_knew(tmp_path: Path) -> None:
+    """Else a worker that crashed after a trim would look for messages that are gone."""
+    in_segments(tmp_path, 3, 3)
+    journal, recovered = open_journal(tmp_path)
+    assert recovered.acked == {}
+    position = recovered.unacked_from["left"]
+    journal.append(transaction(7))
+    assert journal.trim({0: 5}) == 1
+    journal.close()
+    journal, recovered = open_journal(tmp_path)
+    assert recovered.acked == {"left": 3}
+    assert recovered.unacked_from["left"] is not None
+    assert position is not None
+    assert recovered.unacked_from["left"] > position
+    assert recovered.unacked_bytes == {"left": 4 * len(b"body 4")}
+    assert numbers(journal, 0, 3, recovered.unacked_from["left"]) == [4, 5, 6, 7]
+    journal.close()
 
 
 def test_one_unacknowledged_send_keeps_its_segment_and_all_behind_it(tmp_path: Path) -> None:

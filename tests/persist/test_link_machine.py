@@ -6,7 +6,8 @@ that the receiver does not have; and when the transport stops losing, everything
 
 from __future__ import annotations
 
-from hypothesis import settings
+import pytest
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -233,5 +234,7 @@ class Link(RuleBasedStateMachine):
             assert self.out.backlog_bytes >= self.out.memory_bytes
 
 
-Link.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
-TestLink = Link.TestCase
+Link.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestLink = pytest.mark.timeout(600)(Link.TestCase)  # a failure takes long to shrink

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -256,5 +256,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         assert (without_the_lock.states, without_the_lock.dead) == (self.states, self.dead)
 
 
-RecoveryMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
-TestRecovery = RecoveryMachine.TestCase
+RecoveryMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestRecovery = pytest.mark.timeout(600)(RecoveryMachine.TestCase)  # a failure takes long to shrink
