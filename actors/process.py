@@ -27,18 +27,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import multiprocess
-from multiprocess import forkserver, reduction, resource_tracker, spawn
+from multiprocess import forkserver, reduction, spawn
 from multiprocess.context import set_spawning_popen
 
 from actors.errors import RingleaderError
 from actors.exits import WorkerExit
+from actors.forkserver import ForkServer
 
 PRELOAD = ("actors.worker",)
 LAUNCH_TIMEOUT = 10.0  # seconds until a fork server that does not answer is taken for stuck
 STATUS_TIMEOUT = 1.0  # seconds for the fork server to pass on the exit code of a process that is dead already
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _TO_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
-_HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal or a service manager sends to everyone
 
 
 class LaunchFailed(RingleaderError):
@@ -52,8 +52,7 @@ class LaunchFailed(RingleaderError):
         return f"{self.title!r} could not be launched: {self.why}"
 
 
-# A fork server of our own, so that neither preloading nor stopping it concerns other users of the library.
-_server = forkserver.ForkServer()
+_server = ForkServer()
 _guard = threading.RLock()
 _live: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
@@ -155,53 +154,21 @@ class WorkerProcess:
 
 
 def start_forkserver(preload: Sequence[str] = PRELOAD) -> None:
-    """Make sure that the fork server runs, with these modules imported (if it is not running already)."""
-    global _server
+    """Make sure that the fork server runs. One that has to be launched for that imports these modules first."""
     with _guard:
-        if _server._forkserver_pid is None:
-            _server.set_forkserver_preload([__name__, *preload])
-        resource_tracker.ensure_running()
-        # Blocked signals are inherited: the fork server never hears what is meant for the supervisor, not even while it
-        # starts. (The resource tracker must be running by now: starting it ends with unblocking these signals.)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
-        try:
-            try:
-                _server.ensure_running()
-            except ChildProcessError:
-                # It died, and somebody else in this process waited for it: nobody knows of it any more.
-                _server = forkserver.ForkServer()
-                _server.set_forkserver_preload([__name__, *preload])
-                _server.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _server.preload = (__name__, *preload)
+        _server.ensure_running()
 
 
 def stop_forkserver(timeout: float = 2.0) -> None:
     """End the fork server, if it runs; the next start brings a new one. Refused while one of its workers lives."""
-    global _server
     with _guard:
         living = [process.title for process in _live if process.poll() is None]
         if living:
             raise RuntimeError(
                 f"the fork server cannot be stopped, it would take its workers along: {', '.join(living)}"
             )
-        server, _server = _server, forkserver.ForkServer()
-        pid = server._forkserver_pid
-        if pid is None:
-            return
-        os.close(server._forkserver_alive_fd)  # it ends by itself when nobody holds this any more
-        deadline = time.monotonic() + timeout
-        try:
-            while os.waitpid(pid, os.WNOHANG)[0] == 0:
-                if time.monotonic() > deadline:
-                    os.kill(pid, signal.SIGKILL)  # our own child, not yet waited for: the pid is still its own
-                time.sleep(0.002)
-        except ChildProcessError:
-            pass  # somebody else in this process waited for it
-        try:
-            os.unlink(server._forkserver_address)
-        except OSError:
-            pass
+        _server.stop(timeout)
 
 
 def arm_parent_death(lifeline: int | None = None, server: int | None = None) -> None:
@@ -290,7 +257,7 @@ def _message(target: Callable[..., object], args: Sequence[object], title: str) 
     setup: dict[str, Any] = spawn.get_preparation_data(title)
     for key in ("init_main_from_name", "init_main_from_path"):
         setup.pop(key, None)
-    run = (_server._forkserver_pid, title, target, tuple(args))
+    run = (_server.pid, title, target, tuple(args))
     process = multiprocess.get_context("forkserver").Process(target=_run, args=run, name=title)
     buffer = io.BytesIO()
     set_spawning_popen(process)  # the library's keys may only be pickled for a child
@@ -334,13 +301,11 @@ def _write(fd: int, data: bytes, deadline: float) -> None:
 def _after_fork_in_child() -> None:
     """A fork of the supervisor is not the supervisor: it must not keep the workers' lifelines or the fork server up."""
     global _server, _guard
-    _guard = threading.RLock()
     for process in list(_live):
         process._forget()
     _live.clear()
-    if _server._forkserver_alive_fd is not None:
-        os.close(_server._forkserver_alive_fd)
-    _server = forkserver.ForkServer()
+    _server.disown(unlink=False)
+    _server, _guard = ForkServer(), threading.RLock()  # with locks that nobody holds
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

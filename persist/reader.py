@@ -91,7 +91,10 @@ def survey(directory: Directory, faults: list[PersistError] | None = None) -> Su
         try:
             if number != expected:
                 previous = None
-                raise DamagedJournal(directory.locate(name), 0, 0, f"segment {expected} is missing before it")
+                missing = DamagedJournal(directory.locate(name), 0, 0, f"segment {expected} is missing before it")
+                if faults is None:
+                    raise missing
+                faults.append(missing)
             file = directory.open(name)
             try:
                 found = _head(file, name, number, previous, last=number == names[-1][0])

@@ -43,6 +43,12 @@ def started() -> Iterator[list[WorkerProcess]]:
         process.close()
 
 
+def server_pid() -> int:
+    pid = process_module._server.pid
+    assert pid is not None
+    return pid
+
+
 def ended(process: WorkerProcess, seconds: float = 5.0) -> int:
     assert select.select([process.pidfd], [], [], seconds)[0], f"{process.title} did not end"
     code = process.poll()
@@ -102,12 +108,12 @@ def test_worker_does_not_keep_the_fork_server_up(started, tmp_path: Path) -> Non
 
 
 def test_signals_to_everyone_do_not_end_the_fork_server(started) -> None:
-    server = process_module._server._forkserver_pid
+    server = server_pid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(server, number)
     started.append(WorkerProcess.start(targets.returns, (3,)))
     assert ended(started[0]) == 3
-    assert process_module._server._forkserver_pid == server
+    assert server_pid() == server
 
 
 def test_main_module_is_not_run_again_in_the_worker(tmp_path: Path) -> None:
@@ -169,7 +175,7 @@ def test_large_arguments_arrive(started, tmp_path: Path) -> None:
 
 
 def test_stuck_fork_server_is_a_failed_launch(started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = process_module._server._forkserver_pid
+    server = server_pid()
     os.kill(server, signal.SIGSTOP)
     try:
         monkeypatch.setattr(process_module, "LAUNCH_TIMEOUT", 0.2)
@@ -187,7 +193,7 @@ def test_stuck_fork_server_is_a_failed_launch(started, tmp_path: Path, monkeypat
 
 def test_death_of_the_fork_server_is_the_death_of_its_workers_and_survived(started) -> None:
     started.append(WorkerProcess.start(targets.spins))
-    os.kill(process_module._server._forkserver_pid, signal.SIGKILL)
+    os.kill(server_pid(), signal.SIGKILL)
     assert ended(started[0]) in {WorkerExit.LOST, -signal.SIGKILL}
     dead_within([started[0].pid], 2)
     started.append(WorkerProcess.start(targets.returns, (5,)))
@@ -200,7 +206,7 @@ def test_fork_server_is_not_stopped_under_a_living_worker(started) -> None:
         stop_forkserver()
     started[0].kill()
     ended(started[0])
-    server = process_module._server._forkserver_pid
+    server = server_pid()
     stop_forkserver()
     assert not psutil.pid_exists(server)
     stop_forkserver()
@@ -231,8 +237,8 @@ if "forked" in extra:
         signal.pause()
     print(pid)
 if "server stopped" in extra:
-    os.kill(_server._forkserver_pid, signal.SIGSTOP)
-print(_server._forkserver_pid, *pids, flush=True)
+    os.kill(_server.pid, signal.SIGSTOP)
+print(_server.pid, *pids, flush=True)
 signal.pause()
 """
 

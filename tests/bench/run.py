@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{at:%Y-%m-%dT%H%M%S.%f}.json"
     path.write_bytes(msgspec.json.encode(results))
-    Console(width=None if sys.stdout.isatty() else 132).print(report.table(found))
+    Console(width=None if sys.stdout.isatty() else 140).print(report.table(found))
     print("\n".join([*report.lines(results.floors), "", f"load {load[0]:.1f} to {load[1]:.1f}, every sample: {path}"]))
     return int(any(one.failed for one in sampled))
 

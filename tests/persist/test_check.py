@@ -104,6 +104,7 @@ def test_hole_in_the_numbers_is_reported_once(tmp_path: Path) -> None:
     path_of(tmp_path, 2).unlink()
     report = check(tmp_path)
     assert [type(fault) for fault in report.faults] == [DamagedJournal]
+    assert [segment.number for segment in report.segments] == [1, 3, 4]
 
 
 def test_check_changes_nothing_and_takes_no_lock(tmp_path: Path) -> None:

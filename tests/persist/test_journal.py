@@ -61,6 +61,12 @@ def test_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_directory_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persist.files.os.geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(UnsafeDirectory, match="belongs to user"):
+        open_journal(tmp_path)
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     filled(tmp_path / "journal", 1)
     path = path_of(tmp_path / "journal", 1)

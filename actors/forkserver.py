@@ -1,0 +1,139 @@
+"""The fork server: a process with the runtime imported and no threads, of which every worker is a fork.
+
+The library's fork server, launched in our own way. What that adds:
+- It imports with this program's `sys.path`, so the modules to preload are found wherever they come from.
+- It dies with the supervisor at any moment, also while it is still importing, stopped or stuck: the kernel kills it.
+- It never hears the signals that a terminal or a service manager sends to everyone.
+- It is ours: neither preloading nor stopping it concerns other users of the library in this process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+
+from multiprocess import connection, forkserver, resource_tracker, spawn, util
+
+HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal or a service manager sends to everyone
+
+# What it runs. The lifeline comes first: from then on it does not outlive the supervisor (`process.arm_parent_death`).
+# The library's pipe for that purpose, `alive`, is not enough: its write end travels in every request, and as long as the
+# fork server is busy importing, a request that waits for it keeps the pipe open.
+# Whoever imports in vain here does so again in the worker, where the error is seen.
+_BOOT = """
+import fcntl, os, select, signal, sys
+lifeline = {lifeline}
+if hasattr(fcntl, "F_SETSIG"):
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+look = select.poll()
+look.register(lifeline, select.POLLIN)
+if look.poll(0):
+    os._exit(0)
+sys.path[:] = {path!r}
+for module in {preload!r}:
+    try:
+        __import__(module)
+    except Exception:
+        pass
+import gc
+gc.collect()
+gc.freeze()
+from multiprocess.forkserver import main
+main({listener}, {alive}, [])
+"""
+
+
+class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library has no types
+    """One fork server and, when it died, its successor. `preload` is what the next one imports."""
+
+    preload: Sequence[str] = ()
+    _forkserver_address: str | None
+    _forkserver_alive_fd: int | None
+    _forkserver_pid: int | None
+    _lifeline: int | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of the one that was launched last; None before, and after `stop`."""
+        return self._forkserver_pid
+
+    def ensure_running(self) -> None:
+        """Launch it unless it lives. The library calls this too, before each fork."""
+        with self._lock:
+            resource_tracker.ensure_running()
+            if self._forkserver_pid is not None:
+                if _lives(self._forkserver_pid):
+                    return
+                self.disown()
+            self._launch()
+
+    def stop(self, timeout: float) -> None:
+        """End it, if it runs. Its workers, if it has any, are killed by the kernel."""
+        with self._lock:
+            pid = self._forkserver_pid
+            if pid is None:
+                return
+            self.disown()
+            deadline = time.monotonic() + timeout
+            while _lives(pid):
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)  # our own child, and not waited for: the pid is still its own
+                time.sleep(0.002)
+
+    def disown(self, unlink: bool = True) -> None:
+        """Let go of it, which ends it unless another process holds its lifeline, too."""
+        for fd in (self._lifeline, self._forkserver_alive_fd):
+            if fd is not None:
+                os.close(fd)
+        if unlink and self._forkserver_address is not None:
+            try:
+                os.unlink(self._forkserver_address)
+            except OSError:
+                pass  # the program's temporary directory was removed already
+        self._lifeline = self._forkserver_alive_fd = self._forkserver_pid = self._forkserver_address = None
+
+    def _launch(self) -> None:
+        path = spawn.get_preparation_data("fork server")["sys_path"]
+        with socket.socket(socket.AF_UNIX) as listener:
+            address = connection.arbitrary_address("AF_UNIX")  # in a directory of this user's own
+            listener.bind(address)
+            os.chmod(address, 0o600)
+            listener.listen()
+            lifeline_read, lifeline = os.pipe()
+            alive_read, alive = os.pipe()
+            code = _BOOT.format(
+                lifeline=lifeline_read,
+                alive=alive_read,
+                listener=listener.fileno(),
+                path=path,
+                preload=list(self.preload),
+            )
+            executable = spawn.get_executable()
+            command = [executable, *util._args_from_interpreter_flags(), "-c", code]
+            # Blocked signals stay blocked across fork and exec, so there is no moment in which it could hear one.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+            try:
+                pid = util.spawnv_passfds(executable, command, [listener.fileno(), alive_read, lifeline_read])
+            except BaseException:
+                os.close(alive)
+                os.close(lifeline)
+                raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                os.close(alive_read)
+                os.close(lifeline_read)
+        self._lifeline, self._forkserver_alive_fd = lifeline, alive
+        self._forkserver_address, self._forkserver_pid = address, pid
+
+
+def _lives(pid: int) -> bool:
+    """Whether this child of ours lives. Reaps it if not."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False  # somebody else in this process waited for it

@@ -1,0 +1,53 @@
+"""The oracle: what must be true at the end, from the number of items alone and from ledgers outside of the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.torture.topology import HOPS, TOKEN_EVERY, Seen
+
+
+def judge(seen: Mapping[str, Seen], ledgers: Path) -> list[str]:
+    """Everything that is wrong; empty if every item took effect exactly once and in order on every edge."""
+    items = seen["source"].count
+    tokens = items // TOKEN_EVERY
+    last_token = tokens * TOKEN_EVERY
+    even, odd = [h for h in range(HOPS + 1) if (HOPS - h) % 2 == 0], [h for h in range(HOPS + 1) if (HOPS - h) % 2]
+    expected: dict[str, tuple[int, dict[str, int]]] = {
+        "left": (items, {"source": items}),
+        "right": (items, {"source": items}),
+        "join": (2 * items, {"left": items, "right": items}),
+        "ping": (tokens * len(even), {f"hops {h}": last_token for h in even}),
+        "pong": (tokens * len(odd), {f"hops {h}": last_token for h in odd}),
+        "sink": (tokens, {"done": last_token}),
+    }
+    wrong = []
+    for name, (count, last) in expected.items():
+        one = seen[name]
+        wrong += [f"{name}: {text}" for text in one.wrong]
+        if one.count != count:
+            wrong.append(f"{name}: {one.count} messages took effect, {count} should have")
+        if tokens and one.last != last:
+            wrong.append(f"{name}: the last ones are {one.last}, not {last}")
+    for side in ("left", "right"):
+        if seen[side].digest.get("source") != seen["join"].digest.get(side):
+            wrong.append(f"join: what came from {side} is not what {side} has committed")
+    for path in sorted(ledgers.iterdir()):
+        if not path.name.startswith("died"):
+            wrong += ledger_problems(path)
+    return wrong
+
+
+def ledger_problems(path: Path) -> list[str]:
+    """Attempts may repeat what was not committed, but each number is tried, and first tried in its order."""
+    wrong = []
+    highest: dict[str, int] = {}
+    for line in path.read_text().splitlines():
+        stream, _, number = line.rpartition(" ")
+        n, before = int(number), highest.get(stream, 0)
+        step = TOKEN_EVERY if path.name in {"Ping", "Pong", "Sink"} else 1
+        if n > before + step:
+            wrong.append(f"ledger of {path.name}: {stream} went from {before} to {n}")
+        highest[stream] = max(before, n)
+    return wrong

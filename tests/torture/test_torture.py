@@ -1,0 +1,57 @@
+"""Random SIGKILLs under load. On a failure the message says which command repeats it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.torture.oracle import ledger_problems
+from tests.torture.run import torture
+from tests.torture.sabotage import MUTATIONS
+
+WORKER_KILLS = 200
+SYSTEM_KILLS = 20
+
+
+def check(folder: Path, kills: int, system_kills: int) -> None:
+    seed = random.randrange(10**6)
+    verdict = torture(folder, seed=seed, kills=kills, system_kills=system_kills)
+    assert not verdict.wrong, (
+        f"{verdict}\nagain: python -m tests.torture --seed {seed} --kills {kills} --system-kills {system_kills}"
+    )
+    assert (verdict.kills, verdict.system_kills) == (kills, system_kills)
+    assert verdict.items > 100
+
+
+@pytest.mark.timeout(300)
+def test_random_kills_of_workers_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
+    check(tmp_path, WORKER_KILLS, 0)
+
+
+@pytest.mark.timeout(300)
+def test_kills_of_the_whole_system_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
+    check(tmp_path, 10, SYSTEM_KILLS)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_random_kills_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
+    check(tmp_path, 5000, 100)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutation", sorted(MUTATIONS))
+def test_sabotage_is_caught(tmp_path: Path, mutation: str) -> None:
+    """The same torture over a runtime that does one thing wrong must not pass."""
+    verdict = torture(tmp_path, seed=1, kills=15, mutation=mutation)
+    assert verdict.wrong, mutation
+
+
+def test_the_ledger_oracle_sees_a_gap(tmp_path: Path) -> None:
+    ledger = tmp_path / "Join"
+    ledger.write_text("left 1\nleft 2\nleft 2\nright 1\nleft 1\nleft 3\n")
+    assert not ledger_problems(ledger)
+    ledger.write_text("left 1\nleft 3\n")
+    assert ledger_problems(ledger) == ["ledger of Join: left went from 1 to 3"]
