@@ -20,8 +20,8 @@ from multiprocess import connection, forkserver, resource_tracker, spawn, util
 HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal or a service manager sends to everyone
 
 # What it runs. The lifeline comes first: from then on it does not outlive the supervisor (`process.arm_parent_death`).
-# The library's pipe for that purpose, `alive`, is not enough: its write end travels in every request, and as long as the
-# fork server is busy importing, a request that waits for it keeps the pipe open.
+# The library's pipe for that purpose, `alive`, is not enough: its write end travels in every request, and as long as
+# the fork server is busy importing, a request that waits for it keeps the pipe open.
 # Whoever imports in vain here does so again in the worker, where the error is seen.
 _BOOT = """
 import fcntl, os, select, signal, sys
@@ -34,6 +34,8 @@ look = select.poll()
 look.register(lifeline, select.POLLIN)
 if look.poll(0):
     os._exit(0)
+ends = [lifeline]
+os.register_at_fork(after_in_child=lambda: ends and os.close(ends.pop()))
 sys.path[:] = {path!r}
 for module in {preload!r}:
     try:

@@ -28,17 +28,7 @@ from actors.resume import RUNTIME, SESSION, Names
 from actors.system_errors import HandlerFailed, TopologyChanged
 from actors.wiring import Wires, attach_board, connect
 from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Text, WorkerState, max_record
-from persist import (
-    DamagedJournal,
-    Journal,
-    JournalLocked,
-    JournalPoisoned,
-    NewerFormat,
-    NotAJournal,
-    Recovered,
-    Snapshot,
-    UnknownName,
-)
+from persist import Journal, JournalLocked, JournalPoisoned, PersistError, Recovered, Snapshot
 
 IDLE_WAIT = 0.25  # seconds; a worker with nothing to do looks around this often
 PAUSED_WAIT = 0.005  # while another worker of the component is over its limit, and tells nobody when it is not
@@ -67,31 +57,38 @@ def main(boot_bytes: bytes) -> None:
     board = attach_board(boot.run_id, wires)
     block = board.block(boot.worker)
     block.set_text(Text.LAST_WORDS, "")
-    code = WorkerExit.CRASHED
     try:
         Worker(boot, board, block, wires).run()
         code = WorkerExit.STOPPED
-    except (DamagedJournal, NewerFormat, NotAJournal, TopologyChanged, UnknownName) as error:
-        code = WorkerExit.JOURNAL_REFUSED
-        block.set_text(Text.LAST_WORDS, f"{type(error).__name__}: {error}")
-    except (JournalPoisoned, JournalLocked, OSError) as error:
-        code = WorkerExit.JOURNAL_POISONED
-        block.set_text(Text.LAST_WORDS, f"{type(error).__name__}: {error}")
-    except HandlerFailed as error:
-        code = WorkerExit.HANDLER_FAILED
-        block.set_text(Text.LAST_WORDS, "".join(traceback.format_exception(error)))
     except BaseException as error:
         # SystemExit and KeyboardInterrupt too: a worker does not end because a handler says so.
-        block.set_text(Text.LAST_WORDS, "".join(traceback.format_exception(error)))
-        if block.get(Field.STATE) == WorkerState.STARTING:
-            code = WorkerExit.START_FAILED
+        code = exit_for(error, WorkerState(block.get(Field.STATE)))
+        ours = code in (WorkerExit.JOURNAL_REFUSED, WorkerExit.JOURNAL_POISONED)
+        words = f"{type(error).__name__}: {error}" if ours else "".join(traceback.format_exception(error))
+        block.set_text(Text.LAST_WORDS, words)
     sys.stdout.flush()
     sys.stderr.flush()
     # Nothing is torn down: the segments belong to the supervisor, and the journal is whole after every append.
     os._exit(code)
 
 
+def exit_for(error: BaseException, state: WorkerState) -> WorkerExit:
+    """The exit code that tells the supervisor what to make of the death. Pure."""
+    match error:
+        case JournalPoisoned() | JournalLocked():
+            return WorkerExit.JOURNAL_POISONED
+        case PersistError() | TopologyChanged():
+            return WorkerExit.JOURNAL_REFUSED  # trying again would find the same
+        case OSError() if state is WorkerState.RECOVERING:
+            return WorkerExit.JOURNAL_POISONED
+        case HandlerFailed():
+            return WorkerExit.HANDLER_FAILED
+    return WorkerExit.START_FAILED if state is WorkerState.STARTING else WorkerExit.CRASHED
+
+
 class Worker:
+    """The process's part of a system: its endpoint, its handlers, its loop."""
+
     def __init__(self, boot: Boot, board: Board, block: Block, wires: Wires) -> None:
         self._boot = boot
         self._plan = boot.plan

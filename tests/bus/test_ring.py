@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-import bus
-from bus import Cell, LayoutError, RecordTooLarge, RingCorrupt
+import bus.ring
+from bus import Cell, LayoutError, PyRing, RecordTooLarge, RingCorrupt
 from bus.layout import HEADER_SIZE, RECORD_HEADER, RingIdentity, framed
 from tests.bus.implementations import DOORBELLS, RINGS, each, needs_c, new_ring, pairs
 
@@ -117,6 +117,20 @@ def test_full_ring_takes_nothing_and_shows_nothing(producer: str, consumer: str)
     assert out.push(b"") is False, "taken is not yet released"
     into.release()
     assert out.push(b"") is True
+
+
+@pairs
+def test_every_free_byte_can_be_used(producer: str, consumer: str) -> None:
+    out, into, _ = ends(producer, consumer)
+    record = b"r" * (512 - RECORD_HEADER)
+    out.push_many([record] * 8)
+    for _ in range(20):
+        assert into.take_many(1, ALL) == [record]
+        assert out.push(record) is False
+        into.release()
+        assert out.push(record + b"+") is False
+        assert out.push(record) is True
+        assert out.used() == out.capacity
 
 
 @each
@@ -484,8 +498,16 @@ def test_a_record_longer_than_the_limit_is_corrupt_even_where_it_would_fit(name:
 
 
 @each
-@pytest.mark.parametrize("length", [1016 - 1, 1016 - 7, 1016 + 8])
-def test_padding_that_does_not_end_with_the_data_is_corrupt(name: str, length: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "kind", "reason"),
+    [
+        (1016 - 1, 2, "padding does not end"),
+        (1016 - 7, 2, "padding does not end"),
+        (1016 + 8, 2, "padding does not end"),
+        (1016 + 1, 1, "past the end of the data"),
+    ],
+)
+def test_what_does_not_end_with_the_data_is_corrupt(name: str, length: int, kind: int, reason: str) -> None:
     buffer = new_ring()
     out, into = RINGS[name](buffer), RINGS[name](buffer)
     for _ in range(2):
@@ -495,8 +517,8 @@ def test_padding_that_does_not_end_with_the_data_is_corrupt(name: str, length: i
     out.push(b"y" * 2040)
     at = (HEADER_SIZE + 3072) // 8
     assert cell_of(buffer, at) == header_word(1016, 2)
-    set_cell(buffer, at, header_word(length, 2))
-    with pytest.raises(RingCorrupt, match="padding does not end") as caught:
+    set_cell(buffer, at, header_word(length, kind))
+    with pytest.raises(RingCorrupt, match=reason) as caught:
         into.take_many(ALL, ALL)
     assert (caught.value.position, caught.value.value) == (3072, length)
     set_cell(buffer, at, header_word(1016, 2))
@@ -553,3 +575,17 @@ def test_both_implementations_leave_the_same_bytes(producer: str, consumer: str)
             into.release()
         buffers.append(buffer)
     assert buffers[0] == buffers[1]
+
+
+def test_where_stores_are_not_ordered_a_fence_stands_between_data_and_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = new_ring()
+    out, into = PyRing(buffer), PyRing(buffer)
+    seen: list[tuple[int, bytes]] = []
+    monkeypatch.setattr(bus.ring, "STRONGLY_ORDERED", False)
+    monkeypatch.setattr(bus.ring, "fence", lambda: seen.append((cell_of(buffer, Cell.TAIL), bytes(buffer[520:524]))))
+    assert out.push(b"data")
+    assert seen[-1] == (0, b"data")
+    assert cell_of(buffer, Cell.TAIL) == framed(4)
+    del seen[:]
+    assert into.take_many(1, ALL) == [b"data"]
+    assert len(seen) == 1

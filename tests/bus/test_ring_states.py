@@ -168,7 +168,8 @@ def machine(producer: str, consumer: str, examples: int = EXAMPLES) -> Any:
     case.settings = settings(
         max_examples=examples, stateful_step_count=STEPS, deadline=None, suppress_health_check=list(HealthCheck)
     )
-    return case if {producer, consumer} == {"python"} else needs_c(case)
+    patient = pytest.mark.timeout(1800)  # to find a failure takes seconds, to shrink it minutes
+    return patient(case if {producer, consumer} == {"python"} else needs_c(case))
 
 
 TestPythonToPython = machine("python", "python")
@@ -176,5 +177,5 @@ TestCToC = machine("c", "c")
 TestPythonToC = machine("python", "c")
 TestCToPython = machine("c", "python")
 
-TestManyPythonToPython = pytest.mark.long(pytest.mark.timeout(1800)(machine("python", "python", MANY_EXAMPLES)))
-TestManyCToC = pytest.mark.long(pytest.mark.timeout(1800)(machine("c", "c", MANY_EXAMPLES)))
+TestManyPythonToPython = pytest.mark.long(machine("python", "python", MANY_EXAMPLES))
+TestManyCToC = pytest.mark.long(machine("c", "c", MANY_EXAMPLES))

@@ -280,17 +280,31 @@ def _stays_over(original: Callable[..., None]) -> Any:
     return resume
 
 
-KILL: Callable[[int], Policy] = partial(FaultAt, fault="process")
-KILL_LATE: Callable[[int], Policy] = partial(FaultAt, fault="process", late=True)
-ZOMBIE: Callable[[int], Policy] = partial(FaultAt, fault="zombie")
-TWICE: Callable[[int], Policy] = partial(FaultAt, fault="process", then=7)
-CHANCE: Callable[[int], Policy] = partial(Chance, faults=4)
-PEACE: Callable[[int], Policy] = partial(Chance, faults=0)
-BOTH: Callable[[int], Policy] = partial(FaultAt, fault="process", then=60, after="system")
+def hunt(**fault: Any) -> Callable[[int], Iterator[Policy]]:
+    """One run for each step at which this can happen."""
+    return lambda steps: (FaultAt(at, **fault) for at in range(1, steps + 1))
 
 
-def NONE(at: int) -> Policy:  # noqa: N802
-    return Policy()
+def chance(faults: int) -> Callable[[int], Iterator[Policy]]:
+    return lambda steps: (Chance(seed, faults) for seed in range(100))
+
+
+def plain(steps: int) -> Iterator[Policy]:
+    yield Policy()
+
+
+def power_loss(steps: int) -> Iterator[Policy]:
+    """A worker dies; others go on with what it has left; then the power goes."""
+    for then in (20, 15, 25, 10, 30):
+        yield from hunt(fault="process", late=True, then=then, after="system")(steps)
+
+
+KILL = hunt(fault="process")
+KILL_LATE = hunt(fault="process", late=True)
+TWICE = hunt(fault="process", then=7)
+BOTH = hunt(fault="process", then=60, after="system")
+ZOMBIE = hunt(fault="zombie")
+PEACE = chance(0)
 
 
 @dataclass(frozen=True)
@@ -300,7 +314,7 @@ class Mutant:
     patch: Callable[[], Patch]
     violates: str  # the invariants by which it may be caught
     scene: Callable[[], Scene]
-    fault: Callable[[int], Policy]
+    hunt: Callable[[int], Iterator[Policy]]
     limit: int = 20_000
 
 
@@ -315,7 +329,7 @@ MUTANTS = [
         commits("append what was consumed", "append the rest", *AS_IT_IS[1:]),
         "I2",
         process_pair,
-        NONE,
+        plain,
     ),
     Mutant(
         "split_commit",
@@ -323,7 +337,7 @@ MUTANTS = [
         commits("append all but the state", "append the state", *AS_IT_IS[1:]),
         "I2 I4",
         process_pair,
-        NONE,
+        plain,
     ),
     Mutant(
         "publish_first",
@@ -341,7 +355,7 @@ MUTANTS = [
         commits("append", "outbox", "publish", "sync", "staged", "acknowledge"),
         "I3",
         power_pair,
-        CHANCE,
+        power_loss,
     ),
     Mutant(
         "lazy_ack",
@@ -357,7 +371,7 @@ MUTANTS = [
         commits("append", "outbox", "staged", "publish", "acknowledge"),
         "I5 I3",
         power_pair,
-        NONE,
+        plain,
     ),
     Mutant(
         "recover_nosync",
@@ -367,7 +381,7 @@ MUTANTS = [
         power_pair,
         BOTH,
     ),
-    Mutant("trim_on_publish", "forgotten when published", replaced(Outbound, "pop", _pop), "I5", process_pair, NONE),
+    Mutant("trim_on_publish", "forgotten when published", replaced(Outbound, "pop", _pop), "I5", process_pair, plain),
     Mutant(
         "ack_at_head",
         "acknowledged is what the head has passed",
@@ -388,7 +402,7 @@ MUTANTS = [
         "seq_reuse",
         "the next number is not recovered when everything is acknowledged",
         replaced(Endpoint, "resume", _numbers_from_1),
-        "I3",
+        "failure I3",
         process_pair,
         KILL,
     ),
@@ -408,7 +422,7 @@ MUTANTS = [
         replaced(Names, "first", _uncounted),
         "liveness",
         poisoned,
-        NONE,
+        plain,
         3000,
     ),
     Mutant(
@@ -417,7 +431,7 @@ MUTANTS = [
         replaced(Dispatcher, "_commit", _blames_nobody),
         "liveness",
         partial(poisoned, how="die at commit"),
-        NONE,
+        plain,
         3000,
     ),
     Mutant(
@@ -426,7 +440,7 @@ MUTANTS = [
         replaced(Dispatcher, "run", _buried_at_once),
         "I2",
         partial(pair, "process", poison=2, how="die", max_attempts=1),
-        NONE,
+        plain,
     ),
     Mutant(
         "epoch_volatile",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors import Handler, Message, State, Topology, handle
@@ -240,6 +240,15 @@ def carry(level: str, *, count: int = 3, **numbers: int) -> Scene:
     app.route("front", Token, to="sink")
     app.route("back", Token, to="sink")
     return Scene("carry", app.compile(), inline_limit=2)
+
+
+def poisoned_pair(level: str, *, poison: int = 3, how: str = "die", **numbers: int) -> Scene:
+    """S -> R; one message is given up after three attempts."""
+    return replace(pair(level, poison=poison, how=how, max_attempts=3, **numbers), name=f"pair, {poison} {how}")
+
+
+def poisoned_join(level: str, *, poison: int = 2, how: str = "die") -> Scene:
+    return replace(join(level, poison=poison, how=how, max_attempts=3), name=f"join, {poison} {how}")
 
 
 SCENES: dict[str, Callable[..., Scene]] = {"pair": pair, "join": join, "cycle": cycle, "carry": carry}
