@@ -24,6 +24,7 @@ from typing import Self, TypeVar
 
 import msgspec
 
+from actors.errors import RingleaderError
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, segment_name, stale_prefix
 
 __all__ = [
@@ -46,7 +47,7 @@ __all__ = [
 LOCK, IDENTITY, EXIT, JOURNALS = "lock", "identity.json", "exit.json", "journals"
 
 
-class RunDirectoryError(Exception):
+class RunDirectoryError(RingleaderError):
     """The run directory at `path` cannot be used."""
 
     def __init__(self, path: Path, why: str) -> None:

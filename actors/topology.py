@@ -28,6 +28,7 @@ from actors.plan import GATEWAY, REPLY, HandlerPlan, Limits, Plan, Route, Worker
 from actors.validate import Declaration, DeclaredExternal, DeclaredRoute, DeclaredWorker, problems
 
 if TYPE_CHECKING:
+    from actors.events import Observer
     from actors.system import System
 
 MessageTypes = type[Message] | tuple[type[Message], ...]
@@ -111,17 +112,25 @@ class Topology:
             raise TopologyError(self.name, tuple(found))
         return plan
 
-    def start(self, **options: Any) -> System:
-        """Start the system in the background: `with app.start() as system: ...`."""
+    def start(self, *, timeout: float = 60.0, observer: Observer | None = None) -> System:
+        """Start the system in the background: `with app.start() as system: ...`.
+
+        Returns when every worker is up; `timeout` in seconds. Raises TopologyError, or StartFailed with the exit status
+        and the reason; nothing runs then. `observer` is called with every event of the supervisor, in its thread.
+        """
         from actors.launch import start
 
-        return start(self, **options)
+        return start(self, timeout=timeout, observer=observer)
 
-    def run(self, **options: Any) -> None:
-        """Start the system and wait for its end, as a script does."""
+    def run(self) -> None:
+        """Start the system and wait for its end, as a script does.
+
+        The first SIGINT or SIGTERM drains, the second stops now. Returns after a clean end only; any other end is told
+        on stderr and raises SystemExit with one of ExitStatus.
+        """
         from actors.launch import run
 
-        run(self, **options)
+        run(self)
 
     def __repr__(self) -> str:
         return f"Topology({self.name!r}, durability={self.durability!r})"

@@ -68,7 +68,9 @@ def connect(endpoint: Endpoint, plan: Plan, me: str, run_id: str, board: Board, 
             producing=attach_ring(run_id, outbound, wires) if outbound is not None else None,
             consuming=attach_ring(run_id, inbound, wires) if inbound is not None else None,
             bell=board.block(peer).doorbell,
-            inside=either.inside,
+            # The gateway takes answers however long its own outbox is: they cause no sends, and who cannot get rid of
+            # his answers takes nothing any more from the gateway.
+            inside=either.inside or me == GATEWAY,
         )
     if me != GATEWAY:
         endpoint.watch(board.block(name) for name in sorted(plan.component_of(me)) if name != me)

@@ -128,6 +128,7 @@ def test_a_script_that_ends_cleanly_exits_0(tmp_path: Path, scripts: list[Script
 def test_first_signal_drains(tmp_path: Path, scripts: list[Script], number: signal.Signals) -> None:
     scripts.append(script := Script(tmp_path))
     script.up()
+    until(lambda: handled(script.directory) > 0)
     script.process.send_signal(number)
     status, out, err = script.end()
     assert (status, err) == (0, "")

@@ -413,15 +413,12 @@ def test_a_problem_names_the_line_of_the_declaration():
 
 
 def test_start_and_run_hand_over_to_the_system(monkeypatch):
-    import sys
-    import types
+    from actors import launch
 
     calls = []
-    system = types.ModuleType("actors.system")
-    system.start = lambda topology, **options: calls.append(("start", topology, options))  # type: ignore[attr-defined]
-    system.run = lambda topology, **options: calls.append(("run", topology, options))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "actors.system", system)
+    monkeypatch.setattr(launch, "start", lambda topology, **options: calls.append(("start", topology, options)))
+    monkeypatch.setattr(launch, "run", lambda topology: calls.append(("run", topology)))
     topology = trades()
-    topology.start(x=1)
+    topology.start(timeout=1)
     topology.run()
-    assert calls == [("start", topology, {"x": 1}), ("run", topology, {})]
+    assert calls == [("start", topology, {"timeout": 1, "observer": None}), ("run", topology)]

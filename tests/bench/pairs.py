@@ -1,8 +1,10 @@
 """Two processes that measure something between them.
 
-A side is a function of an importable module: `side(start, *args) -> result`. It prepares what it needs, calls
-`start()`, which returns in both processes when both are prepared, and returns what it measured. Nothing of a pair
-stays.
+A side is a function of an importable module: `side(meet, *args) -> result`. It prepares what it needs, calls `meet()`,
+does its part, calls `meet()` again, gives back what it holds and returns what it measured. `meet()` returns in both
+processes when both have called it: nobody sends before the other can receive, or closes before the other has it all.
+The second side is begun when the first is prepared, so that it may connect to what that one has bound. Nothing of a
+pair stays.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 CONTEXT = multiprocessing.get_context("forkserver")  # as workers are started: forked from a small process, quickly
 CONTEXT.set_forkserver_preload(["tests.bench.transports"])
 
-Start = Callable[[], None]
+Meet = Callable[[], None]
 Side = Callable[..., Any]
 
 
@@ -37,10 +39,13 @@ def run_pair(first: tuple[Side, tuple[Any, ...]], second: tuple[Side, tuple[Any,
             theirs.close()
             links.append(link)
             processes.append(process)
+            _expect(link, deadline)
+        for link in links:
+            link.send("begin")
         for link in links:
             _expect(link, deadline)
         for link in links:
-            link.send("go")
+            link.send("end")
         results = [_expect(link, deadline) for link in links]
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -67,11 +72,11 @@ def _expect(link: Connection[Any, Any], deadline: float) -> Any:
 
 
 def _run(link: Connection[Any, Any], side: Side, args: tuple[Any, ...]) -> None:
-    def start() -> None:
-        link.send(("ready", None))
+    def meet() -> None:
+        link.send(("here", None))
         link.recv()
 
     try:
-        link.send(("result", side(start, *args)))
+        link.send(("result", side(meet, *args)))
     except Exception:
         link.send(("error", traceback.format_exc()))

@@ -15,7 +15,7 @@ import pytest
 from tests.bench import journals, report
 from tests.bench.machine import ROOT
 from tests.bench.measure import P99, RATE, Case, Figure, Sampled, Scale, outcomes, quantile
-from tests.bench.pairs import SideFailed, Start, run_pair
+from tests.bench.pairs import Meet, SideFailed, run_pair
 from tests.bench.report import FLOORS, Floor, Results, lines, verdicts
 from tests.bench.run import cases, main, measure
 
@@ -170,24 +170,25 @@ def pairs() -> Iterator[None]:
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
-def fails(start: Start) -> None:
-    start()
+def fails(meet: Meet) -> None:
+    meet()
     raise RuntimeError("out of luck")
 
 
-def hangs(start: Start) -> None:
-    start()
+def hangs(meet: Meet) -> None:
+    meet()
     while True:
         pass
 
 
-def dies(start: Start) -> None:
-    start()
+def dies(meet: Meet) -> None:
+    meet()
     os._exit(3)
 
 
-def waits(start: Start) -> None:
-    start()
+def waits(meet: Meet) -> None:
+    meet()
+    meet()
 
 
 @pytest.mark.usefixtures("pairs")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.bench.channels import endpoint, missing, open_channel, receiver, sender
 from tests.bench.measure import P50, P99, Case, Scale, Series
-from tests.bench.pairs import Start, run_pair
+from tests.bench.pairs import Meet, run_pair
 
 COLD_PAUSE = 0.02  # seconds; long enough for both sides to be asleep
 HOT_TRIPS, HOT_WARMUP = 5_000, 200
@@ -30,26 +30,29 @@ def one_way(kind: str, size: int, scale: Scale) -> Series:
     """Messages per second, seen by the receiver: from when it has the first to when it has the last."""
     count = scale.count(ONE_WAY[kind], 2_000)
     with open_channel(kind, scale) as given:
-        _, (received, elapsed) = run_pair(
-            (_send, (kind, given, size, count)), (_receive, (kind, given, count)), scale.timeout
+        (received, elapsed), _ = run_pair(
+            (_receive, (kind, given, count)), (_send, (kind, given, size, count)), scale.timeout
         )
     return {"rate": [received / elapsed]}
 
 
-def _send(start: Start, kind: str, given: Any, size: int, count: int) -> None:
+def _send(meet: Meet, kind: str, given: Any, size: int, count: int) -> None:
     with sender(kind, given, bytes(range(256)) * (size // 256) + bytes(size % 256)) as send:
-        start()
+        meet()
         send(count)
+        meet()
 
 
-def _receive(start: Start, kind: str, given: Any, count: int) -> tuple[int, float]:
+def _receive(meet: Meet, kind: str, given: Any, count: int) -> tuple[int, float]:
     with receiver(kind, given) as receive:
-        start()
+        meet()
         first = received = receive()
         began = time.monotonic()
         while received < count:
             received += receive()
-        return received - first, time.monotonic() - began
+        elapsed = time.monotonic() - began
+        meet()
+    return received - first, elapsed
 
 
 def round_trip(kind: str, pause: float, scale: Scale) -> Series:
@@ -63,11 +66,11 @@ def round_trip(kind: str, pause: float, scale: Scale) -> Series:
     return {"trips": measured}
 
 
-def _serve(start: Start, kind: str, given: Any, trips: int, warmup: int, pause: float) -> list[float]:
+def _serve(meet: Meet, kind: str, given: Any, trips: int, warmup: int, pause: float) -> list[float]:
     measured = []
     ball = bytes(64)
     with endpoint(kind, given, True) as (send, receive):
-        start()
+        meet()
         for _ in range(trips + warmup):
             if pause:
                 time.sleep(pause)
@@ -75,16 +78,18 @@ def _serve(start: Start, kind: str, given: Any, trips: int, warmup: int, pause: 
             send(ball)
             receive()
             measured.append((time.monotonic_ns() - began) / 1e3)
+        meet()
     return measured[warmup:]
 
 
-def _return(start: Start, kind: str, given: Any, trips: int) -> None:
+def _return(meet: Meet, kind: str, given: Any, trips: int) -> None:
     ball = bytes(64)
     with endpoint(kind, given, False) as (send, receive):
-        start()
+        meet()
         for _ in range(trips):
             receive()
             send(ball)
+        meet()
 
 
 def cases() -> list[Case]:

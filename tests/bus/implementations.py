@@ -50,8 +50,8 @@ def segment_name() -> str:
 
 
 @contextmanager
-def new_segment(size: int) -> Iterator[Segment]:
-    segment = Segment.create(segment_name(), size)
+def new_segment(size: int, name: str | None = None) -> Iterator[Segment]:
+    segment = Segment.create(name or segment_name(), size)
     try:
         yield segment
     finally:

@@ -181,6 +181,19 @@ def test_a_closed_doorbell_is_of_no_use_and_holds_nothing(name: str) -> None:
     buffer.append(0)
 
 
+def test_fences_stand_between_what_one_side_writes_and_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stress shows a missing fence: the interpreter does so much in between. The C ones are in the machine code."""
+    buffer = bytearray(8)
+    bell = DOORBELLS["python"](buffer)
+    at_fence: list[int] = []
+    monkeypatch.setattr(bus.doorbell, "fence", lambda: at_fence.append(word_of(buffer)))
+    bell.arm()
+    assert at_fence == [1], "armed before the fence, and looked after it"
+    bell.disarm()
+    monkeypatch.setattr(bus.doorbell, "fence", lambda: buffer.__setitem__(0, 1))
+    assert bell.ring() is True, "what the other side wrote meanwhile is seen after the fence"
+
+
 @pairs
 def test_no_wake_up_is_lost_between_two_processes(producer: str, consumer: str) -> None:
     with new_segment(BELLS_SIZE) as bells:

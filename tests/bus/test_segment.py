@@ -254,7 +254,7 @@ def test_segments_cost_one_descriptor_each_and_give_it_back() -> None:
 def test_stale_segments_are_removed_by_prefix_and_named() -> None:
     prefix = segment_name()
     mine = [Segment.create(f"{prefix}-{n}", 4096) for n in range(3)]
-    with new_segment(4096) as other:
+    with new_segment(4096, f"{segment_name()}-not-{prefix}-0") as other:
         (SHM / f"{prefix}-link").symlink_to(SHM / other.name)
         try:
             assert remove_stale(f"{prefix}-") == [segment.name for segment in mine]

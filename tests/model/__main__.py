@@ -1,10 +1,11 @@
-"""Replays one simulated run: `python -m tests.model cycle process --seed 52`, or `... pair power --fault process --at 17`."""
+"""Replays one run: `python -m tests.model cycle process --seed 52`, or `... pair power --fault process --at 17`."""
 
 from __future__ import annotations
 
 import argparse
 
-from tests.model.simulation import Chance, FaultAt, Policy, simulate
+from tests.model.policies import Chance, FaultAt, Policy
+from tests.model.simulation import simulate
 from tests.model.topologies import SCENES
 
 parser = argparse.ArgumentParser(prog="python -m tests.model", description=__doc__)

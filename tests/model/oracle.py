@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import msgspec
 
@@ -34,6 +35,7 @@ from tests.model.disk import Store
 from tests.model.topologies import Item, Record, Scene
 
 _FRAME = struct.Struct("<IIB3xI")
+codec = cache(RunCodec)  # pure, and the greater part of what an incarnation costs
 _record = msgspec.msgpack.Decoder(Record).decode
 
 
@@ -83,7 +85,7 @@ class Oracle:
         self._routes = {
             (route.source, route.message.__name__): route for route in plan.routes if route.message is not None
         }
-        self._codecs = {route.id: RunCodec(route.message) for route in plan.routes if route.message is not None}
+        self._codecs = {route.id: codec(route.message) for route in plan.routes if route.message is not None}
         self._poison: set[int] = set()  # uids of poisonous messages, as they were committed
         self.transactions = 0
 
@@ -244,8 +246,10 @@ class Oracle:
             after.watermarks[peer] = watermark
         for peer, items in taken.items():
             known = after.consumed.get(peer, ())
-            again = [item for item in items if item[2] in known]
-            raise Violation("I1" if again else "I4", f"{owner}: has handled {items} from {peer} without consuming them")
+            repeated = any(item[2] in known for item in items)
+            raise Violation(
+                "I1" if repeated else "I4", f"{owner}: has handled {items} from {peer} without consuming them"
+            )
         for (peer, seq), letter in dead.items():
             uid = self._committed(peer, owner, after)[seq - 1]
             if seq > after.watermarks.get(peer, 0) or uid not in self._poison:

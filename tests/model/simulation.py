@@ -13,203 +13,29 @@ from __future__ import annotations
 
 import signal
 import threading
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
-from unittest import mock
 
-from actors import dispatch, endpoint, hosted, wiring, worker
-from actors import system as system_module
+from actors import wiring
 from actors.child import Child
-from actors.codec import FLAG_ASK, RunCodec, StateCodec
 from actors.endpoint import Endpoint
-from actors.gateway import Gateway
-from actors.plan import GATEWAY, Edge, Plan
+from actors.plan import GATEWAY, Edge
 from actors.restart import ChildSpec, Death
-from actors.system import System
-from actors.system_errors import SendTimeout
 from actors.worker import Boot, Worker
-from bus import Block, Board, Field, board_size, format_ring, ring_size
-from persist import journal as journal_module
+from bus import Board, Field, board_size, format_ring, ring_size
 from persist.errors import JournalLocked
-from persist.journal import Journal
 from tests.model.disk import SimDirectory, SimLock, Store
 from tests.model.memory import SimBoard, SimDoorbell, SimRing
 from tests.model.oracle import Oracle, Violation
-from tests.model.topologies import Done, Scene, around
+from tests.model.policies import Clock, Policy
+from tests.model.processes import Crash, Process, baton
+from tests.model.surroundings import IDLE, SESSION, make_real_endpoint, run_gateway, running, simulated
+from tests.model.topologies import Scene, around
 
-SESSION = "51e5510a"
 HANG = 60.0  # seconds of real time that one simulated process may take between two steps
-IDLE = 0.25
-SLEEPS = 50
-
-
-class Crash(BaseException):
-    """The simulated process is dead."""
-
-
-@dataclass(eq=False)
-class Process:
-    """A simulated process: an incarnation of a worker, or the one with supervisor and gateway."""
-
-    name: str
-    go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    thread: threading.Thread | None = None
-    alive: bool = True
-    killed: bool = False
-    doomed: bool = False
-    up: bool = False
-    last_turn: int = 0
-    bell: SimDoorbell | None = None  # what it sleeps on
-    timeout: float = 0.0
-    endpoint: Endpoint | None = None
-    failure: Exception | None = None
-    pid: int = 1
-    pidfd: int = -1
-
-    def poll(self) -> int | None:
-        return None if self.alive else -signal.SIGKILL
-
-    def kill(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Policy:
-    """Decides what happens. This one: no fault, turn by turn."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.torn = False
-
-    def fault(self, process: Process, kind: str) -> str:
-        """What happens at this step: "", "process" (this process dies), "system" (everything does), or "zombie" (the
-        supervisor takes this process for dead, although it is not)."""
-        self.steps += 1
-        return ""
-
-    def switch(self, process: Process, kind: str) -> bool:
-        """Whether another process may go on."""
-        return kind == "turn"
-
-    def choose(self, ready: list[Process]) -> Process:
-        return min(ready, key=lambda one: one.last_turn)  # who has waited longest
-
-    def restart_now(self, name: str) -> bool:
-        """Whether a dead worker is started before the others have done all they can."""
-        return True
-
-    def time_passes(self) -> bool:
-        """Whether time jumps, so that a batch is cut."""
-        return False
-
-    def flaky(self) -> bool:
-        """Whether a handler raises."""
-        return False
-
-    def loses(self) -> bool:
-        """Whether a record is lost in a ring, which does not happen."""
-        return False
-
-
-class FaultAt(Policy):
-    """One fault, at step `at`, and perhaps another one (`after`, else the same), `then` steps later. `late`: the dead
-    stay dead until nobody can do anything without them."""
-
-    def __init__(self, at: int, fault: str, late: bool = False, then: int = 0, after: str = "") -> None:
-        super().__init__()
-        self._late = late
-        self._faults = {at: fault}
-        if then:
-            self._faults[at + then] = after or fault
-
-    def fault(self, process: Process, kind: str) -> str:
-        self.steps += 1
-        return self._faults.get(self.steps, "")
-
-    def restart_now(self, name: str) -> bool:
-        return not self._late
-
-
-class Chance(Policy):
-    """Everything at random, as the seed says; no more faults after so many."""
-
-    def __init__(self, seed: int, faults: int = 6) -> None:
-        super().__init__()
-        self.random = Random(seed)
-        self._faults = faults
-        self._kill = self.random.choice([0.002, 0.01, 0.03])
-        self._system = self.random.choice([0.0, 0.2, 0.6])
-        self._switch = self.random.choice([0.02, 0.1, 0.4])
-        self._late = self.random.choice([0.0, 0.5, 0.95])
-        self._jump = self.random.choice([0.0, 0.1])
-        self._flaky = self.random.choice([0.0, 0.0, 0.1])
-
-    def fault(self, process: Process, kind: str) -> str:
-        self.steps += 1
-        if not self._faults or self.random.random() >= self._kill:
-            return ""
-        self._faults -= 1
-        return "system" if self.random.random() < self._system else "process"
-
-    def switch(self, process: Process, kind: str) -> bool:
-        return self.random.random() < self._switch
-
-    def choose(self, ready: list[Process]) -> Process:
-        return self.random.choice(ready)
-
-    def restart_now(self, name: str) -> bool:
-        return self.random.random() >= self._late
-
-    def time_passes(self) -> bool:
-        return self.random.random() < self._jump
-
-    def flaky(self) -> bool:
-        return self.random.random() < self._flaky
-
-
-class Clock:
-    """In place of the module `time`: every look takes a microsecond."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self._now = 10**9
-
-    def passes(self, seconds: float) -> None:
-        self._now += int(seconds * 1e9)
-
-    def monotonic_ns(self) -> int:
-        self._now += 1000
-        if self._policy.time_passes():
-            self._now += 10**8
-        return self._now
-
-    def monotonic(self) -> float:
-        return self.monotonic_ns() / 1e9
-
-    time_ns = monotonic_ns
-
-
-class SimJournal(Journal):
-    """The real journal on the simulated disk."""
-
-    @classmethod
-    def open(cls, directory: Any, **options: Any) -> Any:
-        sim = current()
-        options |= {"segment_bytes": sim.scene.segment_bytes, "files": sim.directory}
-        return super().open(directory, **options)
-
-
-_current: list[Simulation] = []
-
-
-def current() -> Simulation:
-    return _current[-1]
+SLEEPS = 50  # so often a wait may end by its bound alone before that is called standing still
 
 
 class Simulation:
@@ -226,14 +52,14 @@ class Simulation:
         self._processes: list[Process] = []
         self._zombies: list[Process] = []  # among them, those that live although they were taken for dead
         self._running: Process | None = None
-        self._back = threading.Semaphore(0)
+        self._back = baton()
         self._violation: Violation | None = None
         self._system_fault = False
         self._suspected = False
         self._turns = 0
         self._clock = clock
 
-    # ------------------------------------------------------------------------------------------------ what the runtime meets
+    # ------------------------------------------------------------------------------------------------ the surroundings
     def step(self, kind: str, torn: Callable[[], None] | None = None) -> None:
         """Before everything that others could see."""
         process = self._running
@@ -295,32 +121,30 @@ class Simulation:
 
     def endpoint(self, plan: Any, me: str, block: Any) -> Endpoint:
         assert self._running is not None
-        self._running.endpoint = made = _make_endpoint(plan, me, block)
+        self._running.endpoint = made = make_real_endpoint(plan, me, block)
         return made
 
     # ------------------------------------------------------------------------------------------------ scheduling
     def run(self) -> None:
         """Until everything is done. Raises Violation."""
-        _current.append(self)
         around.step, around.die, around.doom, around.flaky = self.step, self.die, self.doom, self.policy.flaky
         around.last = 0
-        try:
-            self._start_all()
-            self._until_done()
-        finally:
-            self._kill_all()
-            _current.pop()
+        with running(self):
+            try:
+                self._start_all()
+                self._until_done()
+            finally:
+                self._kill_all()
 
     def again(self) -> None:
         """After `run`: everything is killed and started once more, which must change nothing."""
-        _current.append(self)
         before = {peer: ledger.last.records for peer, ledger in self.oracle.ledgers.items()}
-        try:
-            self._crash_system()
-            self._until_done()
-        finally:
-            self._kill_all()
-            _current.pop()
+        with running(self):
+            try:
+                self._crash_system()
+                self._until_done()
+            finally:
+                self._kill_all()
         after = {peer: ledger.last.records for peer, ledger in self.oracle.ledgers.items()}
         if before != after:
             raise Violation("I1", f"after a restart {before} became {after}")
@@ -410,10 +234,10 @@ class Simulation:
         self._rings = [bytearray(ring_size(plan.limits.ring_bytes)) for _ in plan.edges]
         for ring in self._rings:
             format_ring(ring, plan.limits.ring_bytes, 1)
-        self._memory = bytearray(board_size(plan.peers))
-        board = Board.format(self._memory, plan.peers)
+        self.memory = bytearray(board_size(plan.peers))
+        board = Board.format(self.memory, plan.peers)
         self._children = [Child(ChildSpec(one.name), board.block(one.name)) for one in plan.workers]
-        self._gateway = self._spawn(GATEWAY, self._run_gateway)
+        self._gateway = self._spawn(GATEWAY, lambda process: run_gateway(self, process))
 
     def _spawn(self, name: str, target: Callable[[Process], None]) -> Process:
         process = Process(name)
@@ -459,7 +283,7 @@ class Simulation:
         )
 
         def target(process: Process) -> None:
-            board = SimBoard(self._memory, self)
+            board = SimBoard(self.memory, self)
             Worker(boot, board, board.block(name), wiring.Wires()).run()
 
         return self._spawn(name, target)
@@ -517,69 +341,6 @@ class Simulation:
         if process in self._zombies:
             self._zombies.remove(process)
 
-    # ------------------------------------------------------------------------------------------------ the world outside
-    def _run_gateway(self, process: Process) -> None:
-        board = SimBoard(self._memory, self)
-        journals = types.SimpleNamespace(path=Path("/"), journal=lambda name: Path("/") / name)
-        host: Any = types.SimpleNamespace(
-            plan=self.plan,
-            _identity=types.SimpleNamespace(run_id="simulated"),
-            _board=board,
-            _wires=wiring.Wires(),
-            _directory=journals,
-            _session=SESSION,
-            _resolve=lambda name: Done,
-        )
-        gateway: Gateway = System._open_gateway(host)
-        process.up = True
-        bell: Any = board.block(GATEWAY).doorbell
-        while True:
-            bell.arm()
-            self.step("turn")
-            with gateway._room:
-                worked = gateway._step()
-            worked |= self._feed(gateway)
-            if not worked:
-                bell.wait(IDLE)
-            bell.disarm()
-
-    def _feed(self, gateway: Gateway) -> bool:
-        """Sends the next message from outside, if there is one and room for it. Its number is in the journal."""
-        for handler, feeds in self.scene.feeds.items():
-            peer = self.plan.peers.index(self.plan.worker_of(handler))
-            sent = gateway._endpoint.links[peer].outbound.assigned
-            if sent < len(feeds):
-                try:
-                    gateway._send(handler, feeds[sent], 0.0, FLAG_ASK, Done)
-                except SendTimeout:
-                    continue
-                return True
-        return False
-
-
-_make_endpoint = worker.make_endpoint
-_codec = cache(RunCodec)  # pure, and the greater part of the cost of an incarnation
-_state_codec = cache(StateCodec)
-
-
-@contextmanager
-def simulated(scene: Scene, clock: Clock) -> Iterator[None]:
-    """The few places where the runtime meets its surroundings lead into the simulation."""
-
-    def make_endpoint(plan: Plan, me: str, block: Block) -> Endpoint:
-        return current().endpoint(plan, me, block)
-
-    with (
-        mock.patch.multiple(worker, Journal=SimJournal, RunCodec=_codec, time=clock, make_endpoint=make_endpoint),
-        mock.patch.object(system_module, "make_endpoint", make_endpoint),
-        mock.patch.object(journal_module, "DirectoryLock", lambda *given: current().lock(*given)),
-        mock.patch.object(wiring, "attach_ring", lambda *given: current().ring(*given)),
-        mock.patch.multiple(dispatch, time=clock, INLINE_LIMIT=scene.inline_limit),
-        mock.patch.object(hosted, "StateCodec", _state_codec),
-        mock.patch.object(endpoint, "time", clock),
-    ):
-        yield
-
 
 def simulate(scene: Scene, policy: Policy, seed: int = 0, again: bool = False, limit: int = 60_000) -> Simulation:
     """One run to its end. Raises Violation."""
@@ -590,5 +351,7 @@ def simulate(scene: Scene, policy: Policy, seed: int = 0, again: bool = False, l
         if again:
             simulation.again()
         if simulation.overslept:
-            raise Violation("wake-up", f"{simulation.overslept} times nobody was woken although there was something to do")
+            raise Violation(
+                "wake-up", f"{simulation.overslept} times everyone slept although there was something to do"
+            )
     return simulation

@@ -1,12 +1,14 @@
-"""The simulation can fail: each mistake in the order of things, or omission, is caught by an invariant that it breaks."""
+"""The simulation can fail: each mistake, out of order or left out, is caught by an invariant that it breaks."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.model.mutants import AS_IT_IS, MUTANTS, Mutant, commits
+from tests.model.mutants import MUTANTS, Mutant
+from tests.model.mutations import AS_IT_IS, commits
 from tests.model.oracle import Violation
-from tests.model.simulation import Policy, simulate
+from tests.model.policies import Policy
+from tests.model.simulation import simulate
 from tests.model.test_protocol import steps_of, sweep
 from tests.model.topologies import SCENES
 

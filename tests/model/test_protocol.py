@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.model.oracle import Violation
-from tests.model.simulation import Chance, FaultAt, Policy, simulate
+from tests.model.policies import Chance, FaultAt, Policy
+from tests.model.simulation import simulate
 from tests.model.topologies import SCENES, Scene, poisoned_join, poisoned_pair
 
 LEVELS = ("process", "power")
-STRIDES = {"pair": 1, "join": 4, "cycle": 9, "carry": 5}  # every how many steps there is a run without --long
-SEEDS = range(10)
+STRIDES = {"pair": 1, "join": 5, "cycle": 13, "carry": 7}  # every how many steps there is a run without --long
+SEEDS = range(6)
 FAULTS = {
     "a worker dies": ("process", False),
     "a worker dies and comes back late": ("process", True),
@@ -69,16 +70,15 @@ def test_two_deaths_at_any_step_lose_double_and_reorder_nothing(name: str, level
 @pytest.mark.parametrize("how", ["raise", "die", "die at commit"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_exactly_the_poison_message_is_given_up_after_its_attempts(level: str, how: str, fault: str) -> None:
-    assert list(sweep(poisoned_pair(level, poison=3, how=how), 4, fault, late=False))
+    assert list(sweep(poisoned_pair(level, poison=3, how=how), 6, fault, late=False))
     for poison in (1, 2, 6):
-        assert list(sweep(poisoned_pair(level, poison=poison, how=how), 40, fault, late=False))
-    assert list(sweep(poisoned_join(level, how=how), 40, fault, late=False))
+        assert list(sweep(poisoned_pair(level, poison=poison, how=how), 60, fault, late=False))
+    assert list(sweep(poisoned_join(level, how=how), 60, fault, late=False))
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_message_gives_up_no_more_attempts_than_it_caused_deaths(level: str) -> None:
-    """Not even when its worker dies again while it recovers, at any step of that."""
-    assert list(sweep(poisoned_pair(level, poison=1), 1, "process", late=False))
+def test_a_message_is_not_charged_for_a_death_during_recovery() -> None:
+    """An incarnation that had counted the attempt died before it had said so, and the attempt was counted again."""
+    assert list(sweep(poisoned_pair("power", poison=1), 1, "process", late=False))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -105,13 +105,19 @@ def test_random_schedules_and_deaths_lose_double_and_reorder_nothing(seed: int) 
 
 def test_a_component_does_not_wait_for_the_limit_of_a_dead_worker() -> None:
     """A worker that died over its limit came back below it, and its peers went on waiting."""
-    simulate(SCENES["cycle"]("process"), Chance(52, 6), seed=52)
-    for seed in range(30):
-        simulate(SCENES["cycle"]("process", feeds=3), Chance(seed, 3), seed=seed)
+    for seed in range(20):
+        simulate(SCENES["cycle"]("process", outbox_limit_bytes=1), Chance(seed, 6), seed=seed)
+
+
+def test_answers_are_taken_while_questions_find_no_room() -> None:
+    """The gateway over its limit and a worker whose answers found no room waited for each other."""
+    for seed in range(10):
+        simulate(SCENES["cycle"]("process", feeds=4, balls=4), Chance(seed, 0), seed=seed)
 
 
 def test_room_that_comes_before_the_doorbell_is_armed_is_not_missed() -> None:
-    for seed in range(30):
+    """It rang in vain, and the bound of the wait was all that helped."""
+    for seed in range(15):
         simulate(SCENES["join"]("process", count=3), Chance(seed, 0), seed=seed)
 
 
@@ -143,7 +149,7 @@ class Holes(FaultAt):
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_hole_in_a_ring_is_noticed_and_filled(level: str) -> None:
     holes = 0
-    for at in range(1, 301, 4):
+    for at in range(1, 301, 7):
         simulation = simulate(SCENES["pair"](level, count=8), Holes(at, "process", seed=at), seed=at)
         holes += simulation.holes
-    assert holes > 50
+    assert holes > 20
