@@ -45,7 +45,8 @@ class Topology:
     max_attempts        how often a message may fail or kill its worker before it becomes a dead letter
     outbox_limit_bytes  how much a worker may have waiting for its receivers before its sources are paused
     batch               most messages in one transaction
-    max_restarts        a worker that dies more often than this within restart_period seconds is given up
+    max_restarts        when workers, all together, are restarted more often than this within restart_period seconds,
+                        the supervisor gives up and the system ends
     backoff_first       seconds before the second restart in a row; doubled each time up to backoff_max
     drain_timeout       seconds that a clean end may take before it is cut short
     """
@@ -61,8 +62,8 @@ class Topology:
         max_attempts: int = 3,
         outbox_limit_bytes: int = 4 << 20,
         batch: int = 2048,
-        max_restarts: int = 5,
-        restart_period: float = 10.0,
+        max_restarts: int = 10,
+        restart_period: float = 60.0,
         backoff_first: float = 0.05,
         backoff_max: float = 5.0,
         drain_timeout: float = 30.0,

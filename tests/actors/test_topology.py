@@ -1,4 +1,5 @@
 import threading
+from typing import Any
 
 import pytest
 
@@ -415,7 +416,7 @@ def test_a_problem_names_the_line_of_the_declaration():
 def test_start_and_run_hand_over_to_the_system(monkeypatch):
     from actors import launch
 
-    calls = []
+    calls: list[Any] = []
     monkeypatch.setattr(launch, "start", lambda topology, **options: calls.append(("start", topology, options)))
     monkeypatch.setattr(launch, "run", lambda topology: calls.append(("run", topology)))
     topology = trades()
