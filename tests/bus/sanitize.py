@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SANITIZERS = "address,undefined"
 PLACES = ("bus", "tests/bus")
-FILES = ("setup.py", "pyproject.toml", "tests/__init__.py", "tests/conftest.py")
+FILES = ("setup.py", "pyproject.toml", "LICENSE", "tests/__init__.py", "tests/conftest.py")
 
 
 def library(name: str) -> str:
@@ -60,7 +60,7 @@ def build_and_test(place: Path, arguments: list[str], **building: str) -> None:
     }
     where = "import bus._ring, sys; sys.exit(not bus._ring.__file__.startswith(sys.argv[1]))"
     run(place, [sys.executable, "-c", where, str(place)], **testing)
-    run(place, [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments], **testing)
+    run(place, [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=sys", *arguments], **testing)
 
 
 def main() -> None:

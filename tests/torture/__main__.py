@@ -1,4 +1,4 @@
-"""`python -m tests.torture --seed 1 --kills 200 --system-kills 20`: one torture; exit status 1 if anything was wrong."""
+"""`python -m tests.torture --seed 1 --kills 200 --system-kills 20`: one torture, status 1 if anything was wrong."""
 
 from __future__ import annotations
 

@@ -39,12 +39,23 @@ def judge(seen: Mapping[str, Seen], ledgers: Path) -> list[str]:
     return wrong
 
 
+def outside_problems(sink: Seen, asked: int, accepted: set[int]) -> list[str]:
+    """What `send` had returned for has come, once and in order. What it was killed in may have come, or not."""
+    lost = accepted & {*sink.skipped, *range(sink.outside + 1, asked + 1)}
+    wrong = [f"outside: lost {sorted(lost)[:20]}, which were accepted"] if lost else []
+    if sink.outside > asked:
+        wrong.append(f"outside: {sink.outside} came, and only {asked} were sent")
+    return wrong
+
+
 def ledger_problems(path: Path) -> list[str]:
     """Attempts may repeat what was not committed, but each number is tried, and first tried in its order."""
     wrong = []
     highest: dict[str, int] = {}
     for line in path.read_text().splitlines():
         stream, _, number = line.rpartition(" ")
+        if not number.isdigit():
+            continue  # empty, or cut short by a kill, as is the last line while it is being written
         n, before = int(number), highest.get(stream, 0)
         step = TOKEN_EVERY if path.name in {"Ping", "Pong", "Sink"} else 1
         if n > before + step:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.oracle import ledger_problems
+from tests.torture.oracle import ledger_problems, outside_problems
+from tests.torture.outside import remembered
 from tests.torture.run import torture
 from tests.torture.sabotage import MUTATIONS
+from tests.torture.topology import Seen
 
 WORKER_KILLS = 200
 SYSTEM_KILLS = 20
@@ -21,7 +23,8 @@ def check(folder: Path, kills: int, system_kills: int) -> None:
     assert not verdict.wrong, (
         f"{verdict}\nagain: python -m tests.torture --seed {seed} --kills {kills} --system-kills {system_kills}"
     )
-    assert (verdict.kills, verdict.system_kills) == (kills, system_kills)
+    assert verdict.kills >= kills
+    assert verdict.system_kills == system_kills
     assert verdict.items > 100
 
 
@@ -32,7 +35,7 @@ def test_random_kills_of_workers_lose_double_and_reorder_nothing(tmp_path: Path)
 
 @pytest.mark.timeout(300)
 def test_kills_of_the_whole_system_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
-    check(tmp_path, 10, SYSTEM_KILLS)
+    check(tmp_path, 50, SYSTEM_KILLS)
 
 
 @pytest.mark.long
@@ -55,3 +58,17 @@ def test_the_ledger_oracle_sees_a_gap(tmp_path: Path) -> None:
     assert not ledger_problems(ledger)
     ledger.write_text("left 1\nleft 3\n")
     assert ledger_problems(ledger) == ["ledger of Join: left went from 1 to 3"]
+
+
+def test_the_oracle_sees_what_was_accepted_and_lost(tmp_path: Path) -> None:
+    def sink(outside: int, *skipped: int) -> Seen:
+        return Seen(0, {}, {}, [], outside, list(skipped))
+
+    (tmp_path / "asked").write_text("1\n2\n3\n4\n")
+    (tmp_path / "accepted").write_text("1\n2\n4\n")
+    asked, accepted = remembered(tmp_path)
+    assert not outside_problems(sink(4), asked, accepted)
+    assert not outside_problems(sink(4, 3), asked, accepted)  # killed while it was being sent
+    assert outside_problems(sink(4, 2), asked, accepted)
+    assert outside_problems(sink(3), asked, accepted)
+    assert outside_problems(sink(5), asked, accepted)

@@ -42,6 +42,12 @@ class Done(Message):
     n: int
 
 
+class Outside(Message):
+    """Sent by the program, not by a handler."""
+
+    n: int
+
+
 class Finish(Message):
     """No more items after those that were sent."""
 
@@ -57,6 +63,8 @@ class Seen(Message):
     last: dict[str, int]
     digest: dict[str, int]
     wrong: list[str]
+    outside: int  # the last one that came from outside
+    skipped: list[int]  # those that did not come before it
 
 
 class Record(State):
@@ -65,6 +73,8 @@ class Record(State):
     digest: dict[str, int] = {}
     wrong: list[str] = []
     finished: bool = False
+    outside: int = 0
+    skipped: list[int] = []
 
 
 class Recorder(Handler):
@@ -80,7 +90,7 @@ class Recorder(Handler):
         os.close(self._ledger)
 
     def take(self, stream: str, n: int, nonce: int = 0, step: int = 1) -> None:
-        os.write(self._ledger, f"{stream} {n}\n".encode())
+        os.write(self._ledger, f"\n{stream} {n}\n".encode())  # a line of its own even behind one that was cut short
         state = self.state
         expected = state.last.get(stream, 0) + step
         if n != expected and len(state.wrong) < 20:
@@ -91,7 +101,8 @@ class Recorder(Handler):
 
     @handle
     def on_look(self, look: Look) -> None:
-        self.reply(Seen(self.state.count, self.state.last, self.state.digest, self.state.wrong))
+        state = self.state
+        self.reply(Seen(state.count, state.last, state.digest, state.wrong, state.outside, state.skipped))
 
 
 class Source(Recorder):
@@ -156,6 +167,14 @@ class Sink(Recorder):
     @handle
     def on_done(self, done: Done) -> None:
         self.take("done", done.n, step=TOKEN_EVERY)
+
+    @handle
+    def on_outside(self, outside: Outside) -> None:
+        state = self.state
+        if outside.n <= state.outside:
+            state.wrong.append(f"outside: {outside.n} came after {state.outside}")
+        state.skipped.extend(range(state.outside + 1, outside.n))
+        state.outside = outside.n
 
 
 def topology(directory: Path, mutation: str = "") -> Topology:
