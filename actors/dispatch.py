@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from actors.codec import FLAG_ASK, FLAG_ERROR, FLAG_REPLY, RunCodec
-from actors.endpoint import Arrival, Endpoint
+from actors.endpoint import Endpoint
 from actors.errors import MessageTooLarge, SenderError
 from actors.hosted import Context, Hosted
+from actors.links import Arrival
 from actors.message import Message
 from actors.outgoing import EncodedRun, Outgoing
 from actors.plan import GATEWAY, Plan

@@ -14,57 +14,20 @@ the acknowledgement cells only.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from actors.codec import RUN, pack_header, unpack_header
+from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
 from bus import Block, Cell, Doorbell, Field, Ring
 from persist.format import DeadLetter, Send, Snapshot, Transaction
 from persist.journal import Journal
-from persist.link import DUPLICATE, NEW, UNKNOWN, Entry, Inbound, Kind, Outbound
+from persist.link import DUPLICATE, NEW, UNKNOWN, Entry, Inbound, Kind
 from persist.recovery import Recovered
 
 TAKE_RECORDS = 64  # records of one ring in one batch
 TAKE_BYTES = 1 << 16  # bytes of one ring in one batch; after a death this much may be handled one by one
-MARKS = 256  # commit times remembered per link, for the age of its oldest message
-MARK_NS = 1_000_000  # commits closer together than this share a mark
 MULTIPLYING = 16  # times the limit: an outbox in a cycle that is this long while nothing enters feeds itself
-ENTRY_BYTES = 64  # what a buffered run costs beside its body
-
-
-class Arrival(NamedTuple):
-    """A run as it came from a peer. Messages `first` to `first + length - 1` of the link."""
-
-    link: Link
-    first: int
-    length: int
-    route: int
-    flags: int
-    body: memoryview | bytes
-
-
-class Link:
-    """Both directions with one peer: protocol state, rings, the peer's doorbell. Either ring may be missing."""
-
-    __slots__ = (
-        "bell", "consuming", "inbound", "index", "inside", "marks", "name", "outbound", "producing", "resends",
-        "resends_seen",
-    )  # fmt: skip
-
-    def __init__(self, index: int, name: str, memory_limit: int) -> None:
-        self.index = index
-        self.name = name
-        self.outbound = Outbound(memory_limit)
-        self.inbound = Inbound()
-        self.producing: Ring | None = None  # the ring towards the peer
-        self.consuming: Ring | None = None  # the ring from the peer
-        self.bell: Doorbell | None = None
-        self.inside = False  # the edge from the peer lies inside this worker's component: never paused
-        self.resends = 0  # resends asked of the peer
-        self.resends_seen = 0  # resends of the peer's that were served
-        self.marks: deque[tuple[int, int]] = deque()  # (last sequence number, monotonic ns) of unacknowledged commits
 
 
 class Endpoint:
@@ -250,11 +213,7 @@ class Endpoint:
             for peer, first in send.edges:
                 link = self.links[peer]
                 link.outbound.committed(first, send.count, size, send, position)
-                last, marks = first + send.count - 1, link.marks
-                if marks and (now - marks[-1][1] < MARK_NS or len(marks) >= MARKS):
-                    marks[-1] = (last, marks[-1][1])
-                else:
-                    marks.append((last, now))
+                link.mark(first + send.count - 1, now)
         # By these cells the supervisor knows that all is quiet: a send counts before its cause is acknowledged.
         for link in self._sending:
             assert link.producing is not None
@@ -297,8 +256,8 @@ class Endpoint:
             assert link.bell is not None
             link.bell.ring()
         ring.set(Cell.OUTBOX_BYTES, outbound.backlog_bytes)
-        if link.marks:
-            ring.set(Cell.OLDEST_NS, link.marks[0][1])
+        if link.oldest_ns:
+            ring.set(Cell.OLDEST_NS, link.oldest_ns)
         return moved
 
     @staticmethod
@@ -310,7 +269,7 @@ class Endpoint:
         """The backlog is on disk: the next part of it comes back from the journal."""
         assert self.journal is not None
         outbound = link.outbound
-        outbound.refill(_entries(self.journal, link))
+        outbound.refill(link.entries(self.journal))
 
     def acknowledge(self, consumed: Iterable[Link]) -> bool:
         """The acknowledgement cells take the durable watermarks. At `memory`, not before all it caused is published.
@@ -341,10 +300,8 @@ class Endpoint:
             acked = ring.get(Cell.ACK)
             if acked > outbound.acked:
                 outbound.acknowledge(acked)
-                marks = link.marks
-                while marks and marks[0][0] <= acked:
-                    marks.popleft()
-                ring.set(Cell.OLDEST_NS, marks[0][1] if marks else 0)
+                link.forget_marks(acked)
+                ring.set(Cell.OLDEST_NS, link.oldest_ns)
             asked = ring.get(Cell.RESEND_ASKED)
             if asked != link.resends_seen and self.journal is not None:
                 outbound.rewind(ring.get(Cell.RESUME))
@@ -447,12 +404,3 @@ class Endpoint:
             outbound.pop()
             send: Send = entry.payload
             yield Arrival(self.me, entry.first, entry.count, send.route, send.flags, send.body)
-
-
-def _entries(journal: Journal, link: Link) -> Iterator[Entry]:
-    """The committed sends towards a peer, from where its backlog in memory ends."""
-    outbound = link.outbound
-    assert outbound.spilled_from is not None
-    for position, send in journal.sends(link.index, outbound.published, outbound.spilled_from):
-        first = next(seq for peer, seq in send.edges if peer == link.index)
-        yield Entry(first, send.count, len(send.body) + ENTRY_BYTES, send, position)

@@ -15,8 +15,9 @@ from concurrent.futures import Future, InvalidStateError
 import msgspec
 
 from actors.codec import FLAG_ASK, FLAG_ERROR, RunCodec
-from actors.endpoint import Arrival, Endpoint
+from actors.endpoint import Endpoint
 from actors.errors import MessageTooLarge
+from actors.links import Arrival
 from actors.message import Message
 from actors.outgoing import EncodedRun
 from actors.plan import Plan, Route

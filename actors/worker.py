@@ -18,9 +18,10 @@ import cloudpickle
 
 from actors.codec import RUN, RunCodec
 from actors.dispatch import Dispatcher, Inlet
-from actors.endpoint import Arrival, Endpoint
+from actors.endpoint import Endpoint
 from actors.exits import WorkerExit
 from actors.hosted import Context, Hosted
+from actors.links import Arrival
 from actors.outgoing import Lane, Outgoing
 from actors.plan import Plan, WorkerPlan
 from actors.process import arm_parent_death

@@ -9,8 +9,9 @@ from typing import Any
 from unittest import mock
 
 from actors.dispatch import Dispatcher
-from actors.endpoint import Arrival, Endpoint, Link
+from actors.endpoint import Endpoint
 from actors.hosted import Hosted
+from actors.links import Arrival, Link
 from actors.plan import GATEWAY
 from bus import Cell, Field
 from persist.format import DeadLetter, Transaction
