@@ -27,6 +27,7 @@ from persist.recovery import Recovered
 
 TAKE_RECORDS = 64  # records of one ring in one batch
 TAKE_BYTES = 1 << 16  # bytes of one ring in one batch; after a death this much may be handled one by one
+TRIM_NS = 50_000_000  # between two looks for segments that can go
 MULTIPLYING = 16  # times the limit: an outbox in a cycle that is this long while nothing enters feeds itself
 
 
@@ -49,6 +50,7 @@ class Endpoint:
         self._over = False
         self._paused = False
         self._held = False
+        self._trim_at = 0  # when to look next for segments that can go, monotonic ns
         self._component: list[Block] = []
         self.snapshot: Callable[[], Snapshot]  # of everything this endpoint's journal holds; set by its owner
         self._sending: list[Link] = []  # links with an outbound ring
@@ -322,6 +324,9 @@ class Endpoint:
         self.cells[Field.JOURNAL_BYTES] = journal.bytes
         if journal.due:
             self._renew(journal)
+        elif journal.segments > 1 and time.monotonic_ns() > self._trim_at:
+            # Soon, not only when the next segment is full: every restart reads what is still there.
+            self._trim(journal)
 
     def seal(self) -> None:
         """At a clean end: the journal begins anew, with all acknowledgements: the next start finds no work."""
@@ -333,8 +338,12 @@ class Endpoint:
 
     def _renew(self, journal: Journal) -> None:
         journal.rotate(self.snapshot())
+        self._trim(journal)
+
+    def _trim(self, journal: Journal) -> None:
         journal.trim({link.index: link.outbound.acked for link in self.links})
         self.cells[Field.JOURNAL_SEGMENTS] = journal.segments
+        self._trim_at = time.monotonic_ns() + TRIM_NS
 
     # ------------------------------------------------------------------------------------------------ waiting
     def idle(self) -> bool:

@@ -31,6 +31,7 @@ from persist.recovery import Recovered, by_name
 from persist.writer import Writer
 
 SEGMENT_BYTES = 16 << 20
+SEGMENT_FRAMES = 4096  # recovery costs about 10 us a frame, and every restart waits for it
 LEVELS = ("process", "power")
 
 MakeSnapshot = Callable[[Recovered | None, int], Snapshot]
@@ -60,6 +61,8 @@ class Journal:
         self._names: Snapshot  # the name tables, and what retired names carry
         self._assigned: dict[int, int]
         self._due_at = 0
+        self._due_early_at = 0
+        self._frames = 0  # since the last snapshot
         self._unusable = ""
 
     @classmethod
@@ -156,6 +159,8 @@ class Journal:
         self._writer = writer
         self._current = Segment(name, writer.path, number, position, size, epoch, bare(snapshot), body)
         self._due_at = body + max(self._segment_bytes, 2 * (body - position))
+        self._due_early_at = body + 2 * (body - position)
+        self._frames = 0
 
     @property
     def epoch(self) -> int:
@@ -191,6 +196,7 @@ class Journal:
                 assigned[peer] = first + send.count - 1
         position = self._writer.append(TRANSACTION, transaction)
         self._assigned = assigned
+        self._frames += 1
         return position
 
     def _broken(self, peer: int, got: int) -> SequenceBroken:
@@ -205,8 +211,10 @@ class Journal:
 
     @property
     def due(self) -> bool:
-        """Time to `rotate`: more was appended since the last snapshot than a segment, or than twice that snapshot."""
-        return self._writer.position > self._due_at
+        """Time to `rotate`: more was appended since the last snapshot than a segment, or than a restart reads quickly;
+        in either case more than twice that snapshot."""
+        position = self._writer.position
+        return position > self._due_at or (self._frames >= SEGMENT_FRAMES and position > self._due_early_at)
 
     def rotate(self, snapshot: Snapshot) -> None:
         """Go on in a new segment that begins with `snapshot`: what the worker is after the last transaction. Its names

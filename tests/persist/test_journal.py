@@ -529,3 +529,13 @@ def test_refused_opening_gives_the_lock_and_all_descriptors_back(tmp_path: Path)
     journal.rotate(after(1))
     journal.close()
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_rotation_is_due_after_as_many_frames_as_a_restart_reads_quickly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persist.journal.SEGMENT_FRAMES", 10)
+    journal, _ = open_journal(tmp_path)
+    assert append_until_due(journal, 0) >= 10
+    assert journal.bytes < 10_000  # far from a full segment
+    journal.close()
