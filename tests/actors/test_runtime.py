@@ -493,3 +493,13 @@ def test_a_bad_value_is_blamed_on_the_handler_that_sent_it(directory: Path) -> N
         with pytest.raises(AskFailed, match=r"handler 'fragile' sent a .*Done.*value: .*float"):
             system.ask("fragile", Job(1, "misfit"))
         assert system.block("work").get(Field.SENT) == 1  # the failure, to whoever asked
+
+
+def test_old_segments_go_soon_after_a_restart(directory: Path) -> None:
+    """Every restart reads what is still there: it must not grow with the number of restarts."""
+    with squares(directory, max_restarts=100).start() as system:
+        for n in range(3):
+            system.send("squarer", Number(n))
+            kill_worker(system, "left")
+        until(lambda: system.block("left").get(Field.JOURNAL_SEGMENTS) == 1, 10)
+        until(lambda: len(system.ask("collector", Get(), reply=Seen).items) == 3)
