@@ -4,6 +4,9 @@ A batch is handled and committed together. When something in it fails, the batch
 *carefully*: every message is a transaction of its own, and messages to handlers of the same worker become
 transactions of their own too, so that the failure is blamed on one message exactly. That one is tried again until its
 attempts are used up, and is then committed as a dead letter; the others take effect as if nothing had happened.
+
+When the disk is full, messages are handled one by one too: those whose handling sends nothing take effect, and the
+first one of a link that does send waits, with all behind it, until there is room.
 """
 
 from __future__ import annotations
@@ -19,24 +22,23 @@ from actors.codec import FLAG_ASK, FLAG_ERROR, FLAG_REPLY, RunCodec
 from actors.endpoint import Endpoint
 from actors.errors import MessageTooLarge, SenderError
 from actors.hosted import Context, Hosted
-from actors.links import Arrival
+from actors.links import Arrival, Link
 from actors.message import Message
 from actors.outgoing import EncodedRun, Outgoing
 from actors.plan import GATEWAY, Plan
 from actors.replies import pack_answer, pack_failure
 from actors.resume import SESSION
-from actors.system_errors import HandlerFailed, NothingToReply
+from actors.system_errors import NothingToReply
 from bus import Field
+from persist.errors import JournalFull
 from persist.format import DeadLetter
 
 INLINE_LIMIT = 10_000  # messages between handlers of the worker in one transaction; the rest is carried over
 BATCH_NS = (
     20_000_000  # after which a batch is committed, so that the control lane is looked at however slow handlers are
 )
-LOOP_CALLS = 1024  # on_loop calls of one handler in one transaction
-LOOP_SECONDS = 0.001  # and the time they may take together
 LOOP_PAUSE = 0.01  # before the next call of an on_loop that sent nothing and did not say
-RETRY_PAUSE = 0.05  # before an on_loop that raised is called again, doubled each time
+FULL_PAUSE = 0.1  # before what found no room on the disk is tried again
 DETAIL_LIMIT = 8192  # bytes of a traceback kept with a dead letter
 
 
@@ -56,7 +58,7 @@ class Inlet:
         self.calls = [(hosted, getattr(hosted.instance, method)) for hosted, method in self.targets]
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
     """A transaction with everything encoded: what could fail in the user's values has not failed."""
 
     runs: list[EncodedRun]
@@ -96,7 +98,9 @@ class Dispatcher:
         self._handled = 0  # messages, in the transaction at hand
         self._gateway = next(link.index for link in endpoint.links if link.name == GATEWAY)
         self._reply_route = plan.reply_route(endpoint.me.name).id
-        self._sources = [hosted for hosted in self.hosted if hosted.plan.description.has_on_loop]
+        self.blocked: set[Link] = set()  # links whose next message sends, while the disk is full
+        self.blocked_until = 0.0  # when they are tried again, monotonic
+        self._crowded = False  # the disk was full at the last try
         context.reply = self._reply
 
     # ------------------------------------------------------------------------------------------------ lifecycle
@@ -124,7 +128,10 @@ class Dispatcher:
             if hosted.plan.description.has_on_stop:
                 self._enter(hosted)
                 hosted.instance.on_stop()
-        self._commit(self._prepare())
+        try:
+            self._commit(self._prepare())
+        except JournalFull:
+            self._clear()  # as if it had died right before: nothing of on_stop has taken effect
 
     def _start_one(self, hosted: Hosted) -> None:
         if hosted.plan.description.has_on_start:
@@ -151,10 +158,10 @@ class Dispatcher:
     def run(self, arrivals: Sequence[Arrival]) -> Sequence[Arrival]:
         """Handles and commits what arrived, for a bounded time; returns what is left for the next call.
 
-        When nothing is left, all of it is consumed and its space in the rings is free.
+        What is not left is consumed and its space in the rings is free.
         """
         self._until = time.monotonic_ns() + BATCH_NS
-        if self.attempts:
+        if self.attempts or self._crowded:
             arrivals = self._carefully(arrivals)
         else:
             try:
@@ -165,11 +172,14 @@ class Dispatcher:
                 self.attempts[self._began] = 0
                 self._rollback()
             else:
-                self._commit(prepared)
-                arrivals = left
+                try:
+                    self._commit(prepared)
+                    arrivals = left
+                except JournalFull:
+                    self._crowded = True
+                    self._rollback()
         self._cells[Field.BUSY_PEER] = 0
-        if not arrivals:
-            self._endpoint.release()
+        self._endpoint.release({arrival.link for arrival in arrivals} if arrivals else ())
         return arrivals
 
     def _handle_all(self, arrivals: Sequence[Arrival]) -> Sequence[Arrival]:
@@ -253,7 +263,7 @@ class Dispatcher:
         self._handled += handled
 
     # ------------------------------------------------------------------------------------------------ transactions
-    def _prepare(self) -> _Prepared:
+    def _prepare(self) -> Prepared:
         states: list[tuple[int, bytes]] = []
         keys: list[tuple[int, bytes, bytes | None]] = []
         for hosted in self._touched:
@@ -261,9 +271,9 @@ class Dispatcher:
             if state is not None:
                 states.append((hosted.index, state))
             keys.extend((hosted.index, key, value) for key, value in changed)
-        return _Prepared(self._outgoing.encode(self._endpoint.me.index) if self._outgoing else [], states, keys)
+        return Prepared(self._outgoing.encode(self._endpoint.me.index) if self._outgoing else [], states, keys)
 
-    def _commit(self, prepared: _Prepared, dead: Sequence[DeadLetter] = ()) -> None:
+    def _commit(self, prepared: Prepared, dead: Sequence[DeadLetter] = ()) -> None:
         if self._context.stop:
             # Before the append: a wish that is lost with a crash in between would never be repeated, while one that
             # comes too early only drains a little sooner.
@@ -297,25 +307,45 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------------------ carefully
     def _carefully(self, arrivals: Sequence[Arrival]) -> list[Arrival]:
-        """One message, one transaction, nothing inline, until no suspect is left; returns what then remains."""
+        """One message, one transaction, nothing inline, until no suspect is left and there is room on the disk; returns
+        what then remains."""
+        if time.monotonic() >= self.blocked_until:
+            self.blocked.clear()
         suspected = {peer for peer, _ in self.attempts}
         ordered = sorted(arrivals, key=lambda arrival: arrival.link.index not in suspected)  # stable: order per link
+        left: list[Arrival] = []  # in the order in which they came
         self._inline = self._budget = 0
         try:
             for number, arrival in enumerate(ordered):
+                if arrival.link in self.blocked:
+                    left.append(arrival)
+                    continue
                 skip = self._endpoint.admit(arrival)
                 if skip < arrival.length:
                     raws = msgspec.msgpack.decode(arrival.body, type=list[msgspec.Raw])
                     for seq, raw in enumerate(raws[skip:], arrival.first + skip):
-                        self._alone(arrival, seq, bytes(raw))
+                        try:
+                            self._alone(arrival, seq, bytes(raw))
+                        except JournalFull:
+                            self._block(arrival.link)
+                            left.append(arrival)
+                            break
                         self._forget_passed()
-                        if not self.attempts or time.monotonic_ns() > self._until:
+                        if not (self.attempts or self._crowded) or time.monotonic_ns() > self._until:
                             # What is consumed of this one is known by the watermark inside it.
                             whole = seq == arrival.first + arrival.length - 1
-                            return ordered[number + whole :]
+                            return left + ordered[number + whole :]
         finally:
             self._inline = self._budget = INLINE_LIMIT
-        return []
+        self._crowded = bool(left)
+        return left
+
+    def _block(self, link: Link) -> None:
+        """Its next message found no room on the disk: it has to wait, and all behind it."""
+        self._rollback()
+        self._crowded = True
+        self.blocked.add(link)
+        self.blocked_until = time.monotonic() + FULL_PAUSE
 
     def _alone(self, arrival: Arrival, seq: int, raw: bytes) -> None:
         """Tries one message until it is committed: as handled, or as a dead letter once its attempts are used up."""
@@ -367,27 +397,16 @@ class Dispatcher:
             del self.attempts[peer, seq]
 
     # ------------------------------------------------------------------------------------------------ sources
-    @property
-    def has_sources(self) -> bool:
-        return bool(self._sources)
-
-    def loop(self, now: float) -> float:
-        """Calls `on_loop` of the handlers whose time has come, as one transaction; returns when the next is due."""
-        for hosted in self._sources:
-            if hosted.due <= now:
-                self._loop_one(hosted, now)
-        return min((hosted.due for hosted in self._sources), default=float("inf"))
-
-    def _loop_one(self, hosted: Hosted, now: float) -> None:
+    def run_source(self, hosted: Hosted, calls: int, until: float) -> tuple[Prepared, float | None]:
+        """Up to so many calls of one `on_loop`, to be committed as one transaction, and what the last of them asked
+        for. Whatever user code raises is raised here, rolled back."""
         outgoing = self._outgoing
-        calls = 1 if hosted.failures else LOOP_CALLS
-        until = now + LOOP_SECONDS
         self._context.peer = ""
         try:
             self._enter(hosted)
             while True:
                 before = outgoing.sent
-                pause = hosted.instance.on_loop()
+                pause: float | None = hosted.instance.on_loop()
                 silent = outgoing.sent == before
                 self._drain_local()
                 if pause is None and silent:
@@ -395,17 +414,18 @@ class Dispatcher:
                 calls -= 1
                 if pause or calls <= 0 or time.monotonic() >= until:
                     break
-            prepared = self._prepare()
-        except Exception as error:
-            hosted.failures += 1
+            return self._prepare(), pause
+        except Exception:
             self._rollback()
-            if hosted.failures >= self._plan.limits.max_attempts:
-                raise HandlerFailed(hosted.name, "on_loop", hosted.failures) from error
-            hosted.due = time.monotonic() + RETRY_PAUSE * 2**hosted.failures
-        else:
+            raise
+
+    def commit_source(self, prepared: Prepared) -> None:
+        """Raises JournalFull, rolled back."""
+        try:
             self._commit(prepared)
-            hosted.failures = 0
-            hosted.due = now + (pause or 0.0)
+        except JournalFull:
+            self._rollback()
+            raise
 
     # ------------------------------------------------------------------------------------------------ replies
     def _reply(self, message: Message) -> None:

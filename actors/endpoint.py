@@ -8,26 +8,26 @@ The order of one commit, and nothing may come earlier than it stands here (DESIG
     release  the acknowledgement cells take the durable watermarks, the heads of the inbound rings advance
 
 A full ring delays publishing and nothing else. What the peers acknowledged leaves the outbox by `progress`, and by
-the acknowledgement cells only.
+the acknowledgement cells only. A full disk refuses what sends, and nothing else: JournalFull, with all as before.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from actors.codec import RUN, pack_header, unpack_header
 from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
 from bus import Block, Cell, Doorbell, Field, Ring
-from persist.format import DeadLetter, Send, Snapshot, Transaction
+from persist.errors import JournalFull
+from persist.format import DeadLetter, Send, Transaction
 from persist.journal import Journal
 from persist.link import DUPLICATE, NEW, UNKNOWN, Entry, Inbound, Kind
 from persist.recovery import Recovered
 
 TAKE_RECORDS = 64  # records of one ring in one batch
 TAKE_BYTES = 1 << 16  # bytes of one ring in one batch; after a death this much may be handled one by one
-TRIM_NS = 50_000_000  # between two looks for segments that can go
 MULTIPLYING = 16  # times the limit: an outbox in a cycle that is this long while nothing enters feeds itself
 
 
@@ -50,9 +50,7 @@ class Endpoint:
         self._over = False
         self._paused = False
         self._held = False
-        self._trim_at = 0  # when to look next for segments that can go, monotonic ns
         self._component: list[Block] = []
-        self.snapshot: Callable[[], Snapshot]  # of everything this endpoint's journal holds; set by its owner
         self._sending: list[Link] = []  # links with an outbound ring
         self._receiving: list[Link] = []  # links with an inbound ring
 
@@ -87,6 +85,7 @@ class Endpoint:
                     acked=max(recovered.acked.get(link.name, 0), acked),
                     resume=resume,
                     from_position=recovered.unacked_from.get(link.name),
+                    size=recovered.unacked_bytes.get(link.name, 0),
                 )
             else:
                 # No journal: the rings, which outlive a worker, are all there is to remember.
@@ -104,7 +103,7 @@ class Endpoint:
         self.cells[Field.CARRIED_ACK] = self.me.inbound.watermark
         self.cells[Field.CARRIED] = self.me.outbound.assigned
         # Written when they change only; the last incarnation may have died over its limit, and all others would wait.
-        self.cells[Field.OVER_LIMIT] = self.cells[Field.MULTIPLYING] = 0
+        self.cells[Field.OVER_LIMIT] = self.cells[Field.MULTIPLYING] = self.cells[Field.DISK_FULL] = 0
         self.cells[Field.DEAD_LETTERS] = len(self.dead)
         self.cells[Field.JOURNAL_SEGMENTS] = 0 if journal is None else journal.segments
         self.progress()
@@ -113,15 +112,16 @@ class Endpoint:
                 link.bell.ring()  # it may have died between a store and this
 
     # ------------------------------------------------------------------------------------------------ receiving
-    def take(self) -> list[Arrival]:
-        """What waits at the worker, a bounded batch: first its own carried-over messages, then ring by ring."""
+    def take(self, but: Collection[Link] = ()) -> list[Arrival]:
+        """What waits at the worker, a bounded batch: first its own carried-over messages, then ring by ring. Nothing
+        from the links in `but`."""
         arrivals: list[Arrival] = []
         if self._held:
             return arrivals
-        if self.me.outbound.published != self.me.outbound.assigned:
+        if self.me.outbound.published != self.me.outbound.assigned and self.me not in but:
             arrivals.extend(self._take_own())
         for link in self._receiving:
-            if self._paused and not link.inside:
+            if (self._paused and not link.inside) or link in but:
                 continue
             assert link.consuming is not None
             for record in link.consuming.take_many(TAKE_RECORDS, TAKE_BYTES):
@@ -143,11 +143,14 @@ class Endpoint:
             self._ask_resend(link)
         return arrival.length
 
-    def release(self) -> None:
-        """All that was taken is committed: its space in the rings is free again."""
+    def release(self, but: Collection[Link] = ()) -> None:
+        """All that was taken is committed, except for what came from the links in `but`: its space in the rings is free
+        again."""
         if self._held:
             return
         for link in self._receiving:
+            if link in but:
+                continue
             ring = link.consuming
             assert ring is not None
             ring.release()
@@ -158,6 +161,13 @@ class Endpoint:
         for link in self.links:
             link.inbound.rollback()
 
+    def put_back(self) -> None:
+        """What was taken and not released is new again."""
+        self.rollback()
+        for link in self._receiving:
+            assert link.consuming is not None
+            link.consuming.rewind()
+
     # ------------------------------------------------------------------------------------------------ committing
     def commit(
         self,
@@ -166,22 +176,30 @@ class Endpoint:
         keys: Sequence[tuple[int, bytes, bytes | None]] = (),
         dead: Sequence[DeadLetter] = (),
     ) -> None:
-        """One transaction: what is staged on the inbound links, the runs, the state. Durable when this returns."""
+        """One transaction: what is staged on the inbound links, the runs, the state. Durable when this returns.
+
+        JournalFull: the disk has no room for it. Nothing was committed, and no number was used; who staged rolls back.
+        """
         consumed = [link for link in self.links if link.inbound.seen != link.inbound.watermark]
         if not (consumed or runs or states or keys or dead):
             return
         sends = self._number(runs)
         position = 0
         if self.journal is not None:
-            position = self.journal.append(
-                Transaction(
-                    consumed=[(link.index, link.inbound.seen) for link in consumed],
-                    sends=sends,
-                    states=list(states),
-                    keys=list(keys),
-                    dead=list(dead),
-                )
+            transaction = Transaction(
+                consumed=[(link.index, link.inbound.seen) for link in consumed],
+                sends=sends,
+                states=list(states),
+                keys=list(keys),
+                dead=list(dead),
             )
+            try:
+                position = self.journal.append(transaction)
+            except JournalFull:
+                for link in self.links:
+                    link.outbound.rollback()
+                self.cells[Field.DISK_FULL] = 1
+                raise
             if self.level == "power":
                 self.journal.sync()
         self.dead.extend(dead)
@@ -199,18 +217,17 @@ class Endpoint:
     def _number(self, runs: Sequence[EncodedRun]) -> list[Send]:
         """Sequence numbers are used here, right before the append, and nowhere else."""
         links = self.links
-        sent = 0
         sends = []
         for run in runs:
             edges = [(peer, links[peer].outbound.assign(run.length)) for peer in run.peers]
             sends.append(Send(run.route, run.length, run.flags, edges, run.body))
-            sent += run.length
-        self.cells[Field.SENT] += sent
         return sends
 
     def _enter_outbox(self, sends: Sequence[Send], position: int) -> None:
         now = time.monotonic_ns()
+        sent = 0
         for send in sends:
+            sent += send.count
             size = len(send.body) + ENTRY_BYTES
             for peer, first in send.edges:
                 link = self.links[peer]
@@ -221,6 +238,7 @@ class Endpoint:
             assert link.producing is not None
             link.producing.set(Cell.COMMITTED, link.outbound.assigned)
         self.cells[Field.CARRIED] = self.me.outbound.assigned
+        self.cells[Field.SENT] += sent
 
     # ------------------------------------------------------------------------------------------------ moving
     def publish(self) -> bool:
@@ -316,47 +334,18 @@ class Endpoint:
         self._pause()
         return moved
 
-    def keep_house(self) -> None:
-        """Journal housekeeping between transactions: a new segment when it is time, old ones go when all is trimmed."""
-        journal = self.journal
-        if journal is None:
-            return
-        self.cells[Field.JOURNAL_BYTES] = journal.bytes
-        if journal.due:
-            self._renew(journal)
-        elif journal.segments > 1 and time.monotonic_ns() > self._trim_at:
-            # Soon, not only when the next segment is full: every restart reads what is still there.
-            self._trim(journal)
-
-    def seal(self) -> None:
-        """At a clean end: the journal begins anew, with all acknowledgements: the next start finds no work."""
-        self.progress()
-        if self.journal is not None:
-            self._renew(self.journal)
-            self.journal.close()
-            self.journal = None
-
-    def _renew(self, journal: Journal) -> None:
-        journal.rotate(self.snapshot())
-        self._trim(journal)
-
-    def _trim(self, journal: Journal) -> None:
-        journal.trim({link.index: link.outbound.acked for link in self.links})
-        self.cells[Field.JOURNAL_SEGMENTS] = journal.segments
-        self._trim_at = time.monotonic_ns() + TRIM_NS
-
     # ------------------------------------------------------------------------------------------------ waiting
-    def idle(self) -> bool:
-        """Nothing waits to be taken, and nothing that waits to be published finds room. To be asked with the doorbell
-        armed: what came just before that has rung in vain."""
+    def idle(self, but: Collection[Link] = ()) -> bool:
+        """Nothing waits to be taken, but from the links in `but`, and nothing that waits to be published finds room. To
+        be asked with the doorbell armed: what came just before that has rung in vain."""
         if self.publish():
             return False
         for link in self._receiving:
-            if (link.inside or not self._paused) and not self._held:
+            if (link.inside or not self._paused) and not self._held and link not in but:
                 assert link.consuming is not None
                 if link.consuming.pending():
                     return False
-        return self.me.outbound.published == self.me.outbound.assigned
+        return self.me.outbound.published == self.me.outbound.assigned or self.me in but
 
     @property
     def paused(self) -> bool:

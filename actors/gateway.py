@@ -17,6 +17,7 @@ import msgspec
 from actors.codec import FLAG_ASK, FLAG_ERROR, RunCodec
 from actors.endpoint import Endpoint
 from actors.errors import MessageTooLarge
+from actors.housekeeping import Housekeeping
 from actors.links import Arrival
 from actors.message import Message
 from actors.outgoing import EncodedRun
@@ -24,17 +25,21 @@ from actors.plan import Plan, Route
 from actors.replies import read_answer, read_failure, request_of, type_key
 from actors.system_errors import AskTimeout, BadReply, SendTimeout, SystemClosed, UnknownHandler
 from bus import Field
+from persist import JournalFull
 
 IDLE_WAIT = 0.25  # seconds; every wait is bounded
 ROOM_WAIT = 0.05
 
 
 class Gateway:
-    """External sender over an endpoint. `snapshot` makes the endpoint's journal snapshots."""
+    """External sender over an endpoint, whose journal is looked after here."""
 
-    def __init__(self, plan: Plan, endpoint: Endpoint, resolve: Callable[[str], type[Message]]) -> None:
+    def __init__(
+        self, plan: Plan, endpoint: Endpoint, house: Housekeeping, resolve: Callable[[str], type[Message]]
+    ) -> None:
         self._plan = plan
         self._endpoint = endpoint
+        self._house = house
         self._resolve = resolve
         self._codecs: dict[type, RunCodec] = {}
         self._asked: dict[tuple[int, int], tuple[Future[Message], type[Message] | None]] = {}
@@ -50,7 +55,8 @@ class Gateway:
         self._thread.start()
 
     def send(self, handler: str, message: Message, timeout: float | None) -> None:
-        """Returns once the message is durable. Raises SendTimeout when there is no room for it until then."""
+        """Returns once the message is durable. Raises SendTimeout when its receiver takes no more until then, and
+        JournalFull when the disk does not."""
         self._send(handler, message, timeout, 0, None)
 
     def ask(self, handler: str, message: Message, timeout: float, reply: type[Message] | None) -> Message:
@@ -82,7 +88,7 @@ class Gateway:
             for future, _ in self._asked.values():
                 _settle(future, SystemClosed(self._plan.name))
             if self._failure is None:
-                self._endpoint.seal()
+                self._house.seal()
 
     # ------------------------------------------------------------------------------------------------ sending
     def _send(
@@ -156,12 +162,17 @@ class Gateway:
         endpoint = self._endpoint
         arrivals = endpoint.take()
         answers = [arrival for arrival in arrivals if not self._admitted_before(arrival)]
-        endpoint.commit()
-        endpoint.release()
+        try:
+            endpoint.commit()
+        except JournalFull:
+            endpoint.put_back()  # not even consuming finds room
+            arrivals = answers = []
+        else:
+            endpoint.release()
         for arrival in answers:
             self._answer(arrival)
         moved = endpoint.progress()
-        endpoint.keep_house()
+        self._house.keep()
         self._room.notify_all()
         return bool(arrivals) or moved
 

@@ -19,6 +19,7 @@ from actors.system_errors import StartFailed, TopologyChanged
 from bus import SharedMemoryFull
 from persist import (
     DamagedJournal,
+    JournalFull,
     JournalLocked,
     JournalPoisoned,
     NewerFormat,
@@ -87,7 +88,7 @@ def _run(system: System) -> tuple[ExitStatus, str]:
 
 def _status_of(error: Exception) -> ExitStatus:
     match error:
-        case SharedMemoryFull():
+        case SharedMemoryFull() | JournalFull():
             return ExitStatus.NO_SPACE
         case AlreadyRunning() | JournalLocked():
             return ExitStatus.HELD

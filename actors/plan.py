@@ -43,6 +43,8 @@ class Limits:
     backoff_first: float
     backoff_max: float
     drain_timeout: float
+    retain_bytes: int
+    retain_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,7 @@ class _Reader:
             outbox_bytes=block.get(Field.OUTBOX_BYTES),
             outbox_over_limit=bool(block.get(Field.OVER_LIMIT)),
             multiplying=bool(block.get(Field.MULTIPLYING)),
+            disk_full=bool(block.get(Field.DISK_FULL)),
             carried_over_messages=max(0, block.get(Field.CARRIED) - block.get(Field.CARRIED_ACK)),
             journal=self._journal(block),
             ring_implementation="c" if block.get(Field.RING_IMPLEMENTATION) else "python",

@@ -115,6 +115,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     outbox_bytes: int
     outbox_over_limit: bool
     multiplying: bool
+    disk_full: bool
     carried_over_messages: int  # from the worker to itself
     journal: JournalStatus | None  # null at level memory
     ring_implementation: str  # c or python
@@ -140,7 +141,7 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True):
-    kind: str  # gaps, multiplying, over-limit
+    kind: str  # gaps, multiplying, disk-full, over-limit
     worker: str
     text: str
 

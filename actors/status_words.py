@@ -64,7 +64,8 @@ def plural(count: int, what: str) -> str:
 
 
 def alarms_of(workers: tuple[WorkerStatus, ...]) -> tuple[Alarm, ...]:
-    """What must not happen (gaps), or will not get better by itself (multiplying), or slows sources (over-limit)."""
+    """What must not happen (gaps), or will not get better by itself (multiplying, disk-full), or slows sources
+    (over-limit)."""
     found = []
     for worker in workers:
         name = worker.name
@@ -75,6 +76,9 @@ def alarms_of(workers: tuple[WorkerStatus, ...]) -> tuple[Alarm, ...]:
         if worker.multiplying:
             text = f"{who} is in a cycle of routes that multiplies its own messages: its backlog grows for ever"
             found.append(Alarm(kind="multiplying", worker=name, text=text))
+        if worker.disk_full:
+            text = f"the disk is full: {who} handles only what sends nothing, until there is room"
+            found.append(Alarm(kind="disk-full", worker=name, text=text))
         if worker.outbox_over_limit:
             text = f"{who} is over its outbox limit ({size(worker.outbox_bytes)} wait): its sources are paused"
             found.append(Alarm(kind="over-limit", worker=name, text=text))

@@ -21,6 +21,7 @@ import msgspec
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
+from actors.housekeeping import Housekeeping
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, stale_prefix
 from actors.message import Message
 from actors.plan import GATEWAY, Plan
@@ -221,14 +222,14 @@ class System:
         journal, recovered = open_journal(plan, names, directory, 0, None, endpoint)
         if journal is not None:
             self._wires.undo.append(journal.close)
-        endpoint.snapshot = lambda: snapshot(names, endpoint, None, self._session)
+        house = Housekeeping(endpoint, lambda: snapshot(names, endpoint, None, self._session))
         endpoint.epoch = 1 if journal is None else journal.epoch
         block.set(Field.EPOCH, endpoint.epoch)
         block.set(Field.PID, os.getpid())
         block.set(Field.STATE, WorkerState.RUNNING)
         block.set(Field.STARTED_NS, time.monotonic_ns())
         endpoint.resume(journal, recovered)
-        return Gateway(plan, endpoint, self._resolve)
+        return Gateway(plan, endpoint, house, self._resolve)
 
     def _make_supervisor(self, observer: Observer | None) -> Supervisor:
         limits = self.plan.limits

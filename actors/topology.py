@@ -49,6 +49,10 @@ class Topology:
                         the supervisor gives up and the system ends
     backoff_first       seconds before the second restart in a row; doubled each time up to backoff_max
     drain_timeout       seconds that a clean end may take before it is cut short
+    retain_bytes        how much of each worker's journal is kept as history, for `ringleader journal` and
+                        `persist.replay`, after everything in it has been consumed; 0: no such limit
+    retain_seconds      and for how long; 0: no such limit. With neither, no history is kept; with both, what either
+                        lets go goes
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class Topology:
         backoff_first: float = 0.05,
         backoff_max: float = 5.0,
         drain_timeout: float = 30.0,
+        retain_bytes: int = 0,
+        retain_seconds: float = 0.0,
     ) -> None:
         self.name = name
         self.durability = durability
@@ -82,6 +88,8 @@ class Topology:
             "backoff_first": backoff_first,
             "backoff_max": backoff_max,
             "drain_timeout": drain_timeout,
+            "retain_bytes": retain_bytes,
+            "retain_seconds": retain_seconds,
         }
         self._declaration = Declaration(name, durability, numbers)
 

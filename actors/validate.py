@@ -116,6 +116,8 @@ _NUMBERS: Mapping[str, tuple[type, int]] = {
     "backoff_first": (float, 0),
     "backoff_max": (float, 0),
     "drain_timeout": (float, 0),
+    "retain_bytes": (int, 0),
+    "retain_seconds": (float, 0),
 }
 
 

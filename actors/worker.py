@@ -21,15 +21,17 @@ from actors.dispatch import Dispatcher, Inlet
 from actors.endpoint import Endpoint
 from actors.exits import WorkerExit
 from actors.hosted import Context, Hosted
+from actors.housekeeping import Housekeeping
 from actors.links import Arrival
 from actors.outgoing import Lane, Outgoing
 from actors.plan import Plan, WorkerPlan
 from actors.process import arm_parent_death
 from actors.resume import RUNTIME, SESSION, Names
+from actors.sources import Sources
 from actors.system_errors import HandlerFailed, TopologyChanged
 from actors.wiring import Wires, attach_board, connect
 from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Text, WorkerState, max_record
-from persist import Journal, JournalLocked, JournalPoisoned, PersistError, Recovered, Snapshot
+from persist import Journal, JournalFull, JournalLocked, JournalPoisoned, PersistError, Recovered, Retain, Snapshot
 
 IDLE_WAIT = 0.25  # seconds; a worker with nothing to do looks around this often
 PAUSED_WAIT = 0.005  # while another worker of the component is over its limit, and tells nobody when it is not
@@ -78,6 +80,8 @@ def exit_for(error: BaseException, state: WorkerState) -> WorkerExit:
     match error:
         case JournalPoisoned() | JournalLocked():
             return WorkerExit.JOURNAL_POISONED
+        case JournalFull():
+            return WorkerExit.NO_SPACE
         case PersistError() | TopologyChanged():
             return WorkerExit.JOURNAL_REFUSED  # trying again would find the same
         case OSError() if state is WorkerState.RECOVERING:
@@ -102,9 +106,9 @@ class Worker:
         block.set(Field.STATE, WorkerState.RECOVERING)
         self._endpoint = make_endpoint(boot.plan, boot.worker, block)
         connect(self._endpoint, boot.plan, boot.worker, boot.run_id, board, wires)
-        self._dispatcher, self._again = self._recover()
+        self._dispatcher, self._house, self._again = self._recover()
 
-    def _recover(self) -> tuple[Dispatcher, bool]:
+    def _recover(self) -> tuple[Dispatcher, Housekeeping, bool]:
         """Journal first, then links, then handlers. Nothing is published before the journal's tail is sound."""
         boot, plan, endpoint = self._boot, self._plan, self._endpoint
         suspect = None if boot.suspect is None else (plan.peers[boot.suspect[0]], boot.suspect[1])
@@ -122,11 +126,11 @@ class Worker:
             for one in hosted:
                 one.restore(recovered.states.get(one.name), recovered.tables.get(one.name))
         dispatcher = Dispatcher(plan, endpoint, hosted, outgoing, inlets, context, attempts, boot.session)
-        endpoint.snapshot = lambda: snapshot(names, endpoint, dispatcher, boot.session)
+        house = Housekeeping(endpoint, lambda: snapshot(names, endpoint, dispatcher, boot.session))
         endpoint.epoch = boot.epoch if journal is None else journal.epoch
         self._block.set(Field.EPOCH, endpoint.epoch)
         endpoint.resume(journal, recovered)
-        return dispatcher, again
+        return dispatcher, house, again
 
     def run(self) -> None:
         """Until the control lane says stop."""
@@ -137,6 +141,7 @@ class Worker:
         block.set(Field.SESSION, session_number(self._boot.session))
         block.set(Field.STATE, WorkerState.RUNNING)
         control = int(Field.CONTROL)
+        sources = Sources(dispatcher, self._plan.limits.max_attempts)
         seen = Control.RUN
         arrivals: Sequence[Arrival] = ()
         while True:
@@ -149,24 +154,29 @@ class Worker:
             now = time.monotonic_ns()
             cells[Field.HEARTBEAT_NS] = now
             worked = endpoint.progress()
-            arrivals = arrivals or endpoint.take()
+            blocked = dispatcher.blocked
+            if not arrivals:
+                arrivals = endpoint.take()
+            elif blocked and all(arrival.link in blocked for arrival in arrivals):
+                arrivals = [*arrivals, *endpoint.take(blocked)]  # the disk is full: some wait, the others go on
+            due = dispatcher.blocked_until if blocked else float("inf")
             if arrivals:
+                count = cells[Field.COMMITS]
                 arrivals = dispatcher.run(arrivals)
-                worked = True
-            due = float("inf")
-            if seen is Control.RUN and dispatcher.has_sources and not endpoint.paused:
-                due = dispatcher.loop(now / 1e9)
+                worked |= not blocked or cells[Field.COMMITS] != count
+            if seen is Control.RUN and sources and not endpoint.paused:
+                due = min(due, sources.call(now / 1e9))
                 worked |= due <= time.monotonic()
-            endpoint.keep_house()
+            self._house.keep()
             if not worked:
                 bell.arm()
-                if endpoint.idle() and cells[control] == seen:
+                if endpoint.idle(blocked) and cells[control] == seen:
                     longest = PAUSED_WAIT if endpoint.paused else IDLE_WAIT
                     bell.wait(min(longest, max(0.0, due - time.monotonic())))
                 bell.disarm()
         block.set(Field.STATE, WorkerState.STOPPING)
         dispatcher.stop()
-        endpoint.seal()
+        self._house.seal()
         block.set(Field.CONTROL_SEEN, Control.STOP)
         block.set(Field.STATE, WorkerState.STOPPED)
 
@@ -196,7 +206,8 @@ def open_journal(
         endpoint.dead = list(snapshot.dead)
         return snapshot
 
-    return Journal.open(directory, epoch=epoch, level=plan.level, make_snapshot=first)
+    retain = Retain(plan.limits.retain_bytes or None, plan.limits.retain_seconds or None)
+    return Journal.open(directory, epoch=epoch, level=plan.level, retain=retain, make_snapshot=first)
 
 
 def assemble(

@@ -221,6 +221,7 @@ class Field(IntEnum):
     SESSION = 25  # number of the start whose on_start has taken effect
     CARRIED = 26  # last sequence number that the worker carried over to itself
     CARRIED_ACK = 27  # and the last of these that it has consumed
+    DISK_FULL = 28  # its journal has no room for sends
     # the supervisor writes
     CONTROL = 48  # a Control
     RESTARTS = 49

@@ -5,6 +5,7 @@ from persist.errors import (
     DamagedJournal,
     FrameTooLarge,
     JournalClosed,
+    JournalFull,
     JournalLocked,
     JournalPoisoned,
     NewerFormat,
@@ -23,6 +24,7 @@ from persist.load import read
 from persist.lock import DirectoryLock
 from persist.names import snapshot_of
 from persist.recovery import NamedDeadLetter, Recovered
+from persist.retention import Retain
 
 __all__ = [
     "DUPLICATE",
@@ -37,6 +39,7 @@ __all__ = [
     "Inbound",
     "Journal",
     "JournalClosed",
+    "JournalFull",
     "JournalLocked",
     "JournalPoisoned",
     "Kind",
@@ -49,6 +52,7 @@ __all__ = [
     "ProtocolViolation",
     "Recovered",
     "Report",
+    "Retain",
     "Send",
     "SequenceBroken",
     "Snapshot",

@@ -46,6 +46,20 @@ class JournalPoisoned(PersistError):
         return f"{self.path} is poisoned at offset {self.offset}: {self.cause}"
 
 
+class JournalFull(PersistError):
+    """The disk is full: nothing was written, and the journal goes on as soon as there is room. `needed` bytes were
+    asked for where `room` are left, all of them kept for transactions that only consume."""
+
+    def __init__(self, path: str, needed: int, room: int) -> None:
+        super().__init__(path, needed, room)
+        self.path = path
+        self.needed = needed
+        self.room = room
+
+    def __str__(self) -> str:
+        return f"no room on disk for {self.needed} bytes in {self.path} ({self.room} are kept in reserve)"
+
+
 class JournalClosed(PersistError):
     """The caller closed this journal, or it belongs to the process that this one was forked from."""
 

@@ -7,10 +7,14 @@ links are not followed.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
 from persist.errors import UnsafeDirectory
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+CHUNK = 1 << 18
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has none
 
@@ -22,9 +26,14 @@ class File:
         self.path = path
         self._descriptor = descriptor
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        """One write() at the end of the file; may be short."""
-        return os.write(self._descriptor, data)
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+        """One pwrite(); may be short."""
+        return os.pwrite(self._descriptor, data, offset)
+
+    def allocate(self, offset: int, size: int) -> None:
+        """Reserve space on the disk, so that writing there cannot fail for want of it. A file that ended before is
+        zeros up to there. Either all of it is reserved or OSError."""
+        os.posix_fallocate(self._descriptor, offset, size)
 
     def read(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the file."""
@@ -57,6 +66,16 @@ class File:
             os.close(descriptor)
 
 
+def is_zeros(file: File, offset: int, end: int) -> bool:
+    """Whether the file has nothing but zeros from `offset` to `end`: space that was reserved and never written to."""
+    while offset < end:
+        data = file.read(min(CHUNK, end - offset), offset)
+        if not data or data != bytes(len(data)):
+            return not data
+        offset += len(data)
+    return True
+
+
 class Directory:
     """An open directory that only its owner can write to."""
 
@@ -82,9 +101,8 @@ class Directory:
         return os.listdir(self.descriptor)
 
     def create(self, name: str) -> File:
-        """A new file, open for appending; FileExistsError if there is one."""
-        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND
-        return self._file(name, flags)
+        """A new file; FileExistsError if there is one."""
+        return self._file(name, os.O_CREAT | os.O_EXCL | os.O_RDWR)
 
     def open(self, name: str, *, writable: bool = False) -> File:
         return self._file(name, os.O_RDWR if writable else os.O_RDONLY)
@@ -92,6 +110,10 @@ class Directory:
     def _file(self, name: str, flags: int) -> File:
         descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.descriptor)
         return File(descriptor, self.locate(name))
+
+    def rename(self, old: str, new: str) -> None:
+        """Takes the place of a file that has the new name."""
+        os.rename(old, new, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
     def unlink(self, name: str) -> None:
         os.unlink(name, dir_fd=self.descriptor)

@@ -3,12 +3,12 @@
     segment header (32 bytes)                          frame (16 bytes, body, padding to a multiple of 8)
      0        8        12     16       24      32       0     4        8     9     12      16
     +--------+---------+-----+--------+-------+        +-----+--------+------+-----+-------+------+---------+
-    | magic  | version | crc | number | first |        | crc | length | type | 000 | epoch | body | padding |
+    | magic  | version | crc | number | first |        | crc | length | type |loose| epoch | body | padding |
     +--------+---------+-----+--------+-------+        +-----+--------+------+-----+-------+------+---------+
 
 A frame's checksum covers everything from its length to the end of its body and begins with the frame's position, so
 that a frame is good only where it was written: neither a copy of a frame inside a payload nor what an earlier use of
-the file left behind can be taken for one.
+the file left behind can be taken for one. `loose` says how much before the frame power loss may have taken.
 """
 
 import struct
@@ -20,11 +20,13 @@ import msgspec
 from persist.errors import FrameTooLarge
 
 MAGIC: Final = b"\x89RGLJ\r\n\x1a"  # a byte that is not ASCII, both line ends, end of file: transfers that mangle show
-VERSION: Final = 1
+VERSION: Final = 2
+READABLE: Final = (1, 2)  # version 1 has no time and no checksum of the segment before in its snapshots
 SUFFIX: Final = ".journal"
 SEGMENT_HEADER: Final = 32
 FRAME_HEADER: Final = 16
 ALIGNMENT: Final = 8
+MAX_LOOSE: Final = 0xFFFFFF  # times ALIGNMENT bytes, or more
 MAX_BODY: Final = 1 << 30  # one write() carries a whole frame, and Linux writes less than 2 GiB at a time
 
 SNAPSHOT: Final = 1
@@ -34,8 +36,9 @@ FRAME_TYPES: Final = (SNAPSHOT, TRANSACTION)
 _IDENTITY = struct.Struct("<8sI")  # magic, version
 _PLACE = struct.Struct("<QQ")  # segment number, first position
 _CRC = struct.Struct("<I")
-_AFTER_CRC = struct.Struct("<IB3xI")  # length, type, epoch
+_AFTER_CRC = struct.Struct("<III")  # length, type and loose, epoch
 _FRAME = struct.Struct("<IIB3xI")
+_ZEROS = "zeros where a frame should be"
 _PADDING = tuple(bytes(n) for n in range(ALIGNMENT))
 
 
@@ -80,7 +83,8 @@ class Snapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=F
 
     The last `retired_*` names of a table are no longer part of the topology; they are kept because something durable
     still carries their index. `assigned` and `acked` are by outbound peer, `watermarks` and `attempts` by inbound peer
-    (attempts: (peer, sequence number, count)); `tables`: (handler, key, value).
+    (attempts: (peer, sequence number, count)); `tables`: (handler, key, value). `time_ns`: wall-clock time at which the
+    segment was begun; `previous_crc`: CRC-32 of the whole segment before it; 0 where that is not known.
     """
 
     level: str
@@ -98,6 +102,8 @@ class Snapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=F
     retired_peers: int = 0
     retired_handlers: int = 0
     retired_routes: int = 0
+    time_ns: int = 0
+    previous_crc: int = 0
 
 
 class SegmentHeader(msgspec.Struct, frozen=True):
@@ -199,15 +205,16 @@ def frame_size(length: int) -> int:
     return FRAME_HEADER + length + (-length & 7)
 
 
-def encode_frame(buffer: bytearray, frame_type: int, epoch: int, position: int, record: Any) -> None:
-    """Make `buffer` hold exactly the frame of `record`. FrameTooLarge, or msgspec's errors for what cannot be encoded,
-    leave the buffer in an unspecified but reusable state."""
+def encode_frame(buffer: bytearray, frame_type: int, epoch: int, position: int, record: Any, loose: int = 0) -> None:
+    """Make `buffer` hold exactly the frame of `record`, which says that the `loose` bytes before it were not synced
+    when it was written: power loss may take them and leave it. FrameTooLarge, or msgspec's errors for what cannot be
+    encoded, leave the buffer in an unspecified but reusable state."""
     _encode_into(record, buffer, FRAME_HEADER)
     end = len(buffer)
     length = end - FRAME_HEADER
     if length > MAX_BODY:
         raise FrameTooLarge(length, MAX_BODY)
-    _AFTER_CRC.pack_into(buffer, 4, length, frame_type, epoch)
+    _AFTER_CRC.pack_into(buffer, 4, length, frame_type | min(loose // ALIGNMENT, MAX_LOOSE) << 8, epoch)
     view = memoryview(buffer)[4:]
     checksum = crc32(view, (position ^ position >> 32) & 0xFFFFFFFF)
     view.release()
@@ -229,6 +236,7 @@ def decode_frame(data: memoryview, offset: int, position: int) -> Frame:
         raise BadFrame("the frame's body is cut short")
     end = offset + FRAME_HEADER + length
     if crc32(data[offset + 4 : end], seed(position)) != checksum:
-        zeros = not any(data[offset:end])
-        raise BadFrame("zeros where a frame should be" if zeros else "the frame's checksum does not match")
+        raise BadFrame(_ZEROS if not any(data[offset:end]) else "the frame's checksum does not match")
+    if frame_type == 0 and not any(data[offset:end]):
+        raise BadFrame(_ZEROS)  # at one position in 2^32, zeros have the right checksum
     return Frame(position, position + frame_size(length), frame_type, epoch, data[offset + FRAME_HEADER : end])

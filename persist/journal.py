@@ -6,29 +6,36 @@ Contract
   and, at level "power", everything that was recovered is synced. A journal that is refused (locked, damaged, newer,
   foreign, or with messages pending for names that are gone) is left as it was.
 - Every incarnation has an epoch above all earlier ones and begins a segment of its own.
-- A segment is deleted only when every send in it is acknowledged, and only from the front.
-- Once an I/O call has failed, the journal is poisoned: every later call raises JournalPoisoned.
+- A segment is deleted only when every send in it is acknowledged and no history is to be kept, and only from the front.
+- On a full disk a transaction with sends raises JournalFull and nothing is written; transactions without sends go on in
+  space that was reserved for them. Both end by themselves when there is room.
+- Once any other I/O call has failed, the journal is poisoned: every later call raises JournalPoisoned.
 - One thread uses it. In a forked child it refuses to work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Self
 
-from persist.errors import JournalClosed, JournalPoisoned, SequenceBroken
+from persist.errors import JournalClosed, JournalFull, JournalPoisoned, SequenceBroken
 from persist.files import Directory
-from persist.format import SEGMENT_HEADER, TRANSACTION, Send, Snapshot, TornTail, Transaction, segment_name
+from persist.format import SEGMENT_HEADER, TRANSACTION, Send, Snapshot, Transaction, segment_name
 from persist.load import recover, refuse_unknown, sends_in
 from persist.lock import DirectoryLock
 from persist.names import bare, retired_part, verified, with_retired
 from persist.reader import Segment, Survey, survey
 from persist.recovery import Recovered, by_name
-from persist.writer import Writer
+from persist.retention import NOTHING, Retain
+from persist.spare import prepare_spare, wipe_spare
+from persist.writer import RESERVE_BYTES, Writer
 
 SEGMENT_BYTES = 16 << 20
 SEGMENT_FRAMES = 4096  # recovery costs about 10 us a frame, and every restart waits for it
@@ -40,26 +47,40 @@ MakeSnapshot = Callable[[Recovered | None, int], Snapshot]
 @dataclass(frozen=True, slots=True)
 class _Closed:
     """A segment that is no longer written to. `highest`: current peer -> last sequence number assigned by its end, of
-    the peers that had not acknowledged it when the segment was closed."""
+    the peers that had not acknowledged it when the segment was closed; `closed_ns`: when that was, wall clock."""
 
     segment: Segment
     highest: dict[int, int]
+    closed_ns: int
 
 
 class Journal:
     """Made by `open`."""
 
-    def __init__(self, directory: Directory, lock: DirectoryLock, level: str, segment_bytes: int) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        lock: DirectoryLock,
+        level: str,
+        segment_bytes: int,
+        reserve: int,
+        retain: Retain,
+        clock: Callable[[], int],
+    ) -> None:
         """Not for callers: `open` sets what is only declared here."""
         self._directory = directory
         self._lock = lock
         self._durable = level == "power"
         self._segment_bytes = segment_bytes
+        self._reserve = reserve
+        self._retain = retain
+        self._clock = clock
         self._closed: deque[_Closed] = deque()
         self._current: Segment
         self._writer: Writer
         self._names: Snapshot  # the name tables, and what retired names carry
         self._assigned: dict[int, int]
+        self._has_spare = False
         self._due_at = 0
         self._due_early_at = 0
         self._frames = 0  # since the last snapshot
@@ -73,15 +94,19 @@ class Journal:
         epoch: int,
         level: str,
         segment_bytes: int = SEGMENT_BYTES,
+        reserve: int = RESERVE_BYTES,
+        retain: Retain = NOTHING,
         make_snapshot: MakeSnapshot,
         files: Callable[[str], Directory] = Directory,
+        clock: Callable[[], int] = time.time_ns,
     ) -> tuple[Self, Recovered]:
         """Take the lock, recover, and begin a segment with `make_snapshot(recovered, new epoch)`, where `recovered` is
         None for a journal that was never written.
 
         The new epoch is one above the larger of `epoch` and the journal's. The snapshot must repeat the recovered
         sequence numbers (else SequenceBroken) and name every peer and route for which a message is pending above its
-        `acked` (else UnknownName).
+        `acked` (else UnknownName). `reserve`: bytes kept for transactions without sends; `retain`: the history that
+        is kept although nobody needs it any more; `clock`: wall-clock time in ns.
         """
         if level not in LEVELS:
             raise ValueError(f"level {level!r} has no journal; those that have are {', '.join(LEVELS)}")
@@ -96,8 +121,9 @@ class Journal:
             snapshot = verified(make_snapshot(recovered if found.segments else None, epoch))
             _check_continues(assigned, watermarks, snapshot)
             refuse_unknown(opened, found, snapshot)
-            journal = cls(opened, lock, level, segment_bytes)
-            journal._cut(found, recovered.torn)
+            journal = cls(opened, lock, level, segment_bytes, reserve, retain, clock)
+            wipe_spare(opened, 2 * reserve)
+            journal._cut(found, recovered)
             journal._adopt(found, assigned, recovered.position, snapshot)
             number = found.segments[-1].number + 1 if found.segments else 1
             journal._begin(number, recovered.position, epoch, snapshot)
@@ -109,18 +135,20 @@ class Journal:
         _journals.add(journal)
         return journal, recovered
 
-    def _cut(self, found: Survey, torn: TornTail | None) -> None:
-        """The torn tail goes before anything is appended, and at "power" what was recovered is on disk before that."""
+    def _cut(self, found: Survey, recovered: Recovered) -> None:
+        """The torn tail and reserved space go before anything is appended, and at "power" what was recovered is on disk
+        before that."""
         if found.torn is not None:
             self._directory.unlink(os.path.basename(found.torn.file))
         for segment in found.segments:
-            cut = torn is not None and torn.file == segment.path
+            end = segment.offset(recovered.position)
+            cut = segment is found.segments[-1] and segment.size > end
             if not cut and not self._durable:
                 continue
             file = self._directory.open(segment.name, writable=True)
             try:
-                if torn is not None and cut:
-                    file.truncate(torn.offset)
+                if cut:
+                    file.truncate(end)
                 if self._durable:
                     file.fdatasync()
             finally:
@@ -138,20 +166,23 @@ class Journal:
             ends = assigned if after is None else by_name(after.snapshot.peers, after.snapshot.assigned)
             size = segment.offset(position) if after is None else segment.size
             closed = replace(segment, size=size, snapshot=bare(segment.snapshot))
-            self._close_segment(closed, {index[name]: last for name, last in ends.items() if name in index}, snapshot)
+            last = {index[name]: last for name, last in ends.items() if name in index}
+            self._close_segment(closed, last, snapshot, self._clock() if after is None else after.snapshot.time_ns)
 
-    def _close_segment(self, segment: Segment, assigned: Mapping[int, int], snapshot: Snapshot) -> None:
+    def _close_segment(self, segment: Segment, assigned: Mapping[int, int], snapshot: Snapshot, closed_ns: int) -> None:
         acked = dict(snapshot.acked)
         highest = {peer: last for peer, last in assigned.items() if last > acked.get(peer, 0)}
-        self._closed.append(_Closed(segment, highest))
+        self._closed.append(_Closed(segment, highest, closed_ns))
 
-    def _begin(self, number: int, position: int, epoch: int, snapshot: Snapshot) -> None:
+    def _begin(self, number: int, position: int, epoch: int, snapshot: Snapshot, previous_crc: int = 0) -> None:
         """Write to segment `number` from now on; at "power" it and its name are on disk before anything follows."""
-        writer = Writer.create(self._directory, number, position, epoch, snapshot)
+        snapshot = copy(snapshot)
+        snapshot.time_ns, snapshot.previous_crc = self._clock(), previous_crc
+        writer = Writer.create(
+            self._directory, number, position, epoch, snapshot, durable=self._durable, reserve=self._reserve
+        )
         try:
-            if self._durable:
-                writer.sync()
-                self._directory.sync()
+            self._has_spare = prepare_spare(self._directory, self._reserve)
         except BaseException:
             writer.close()
             raise
@@ -179,13 +210,19 @@ class Journal:
         return self._writer.position - first.first_position + SEGMENT_HEADER * self.segments
 
     @property
+    def full(self) -> bool:
+        """There was no room for more than the reserve when it was last asked for."""
+        return self._writer.full
+
+    @property
     def segments(self) -> int:
         """How many files."""
         return len(self._closed) + 1
 
     def append(self, transaction: Transaction) -> int:
         """Commit: one write(). Returns the position. Sequence numbers that do not continue, and what cannot be encoded,
-        are the caller's fault: they raise and nothing is written."""
+        are the caller's fault: they raise and nothing is written; nor is anything when the disk is full (JournalFull).
+        """
         if self._unusable or self._writer.cause is not None:
             self._check()
         assigned = self._assigned.copy()
@@ -194,7 +231,7 @@ class Journal:
                 if assigned.get(peer) != first - 1 or send.count < 1:
                     raise self._broken(peer, first)
                 assigned[peer] = first + send.count - 1
-        position = self._writer.append(TRANSACTION, transaction)
+        position = self._writer.append(TRANSACTION, transaction, sends=bool(transaction.sends))
         self._assigned = assigned
         self._frames += 1
         return position
@@ -209,6 +246,15 @@ class Journal:
         self._check()
         self._writer.sync()
 
+    def flush(self) -> None:
+        """Only the waiting of `sync`: the one call that another thread may make, while this one appends and neither
+        rotates nor closes. Whatever it raises, `fail` must be told of."""
+        self._writer.flush()
+
+    def fail(self, cause: str) -> JournalPoisoned:
+        """Poison the journal; returns the error to raise."""
+        return self._writer.poison(cause)
+
     @property
     def due(self) -> bool:
         """Time to `rotate`: more was appended since the last snapshot than a segment, or than a restart reads quickly;
@@ -218,7 +264,8 @@ class Journal:
 
     def rotate(self, snapshot: Snapshot) -> None:
         """Go on in a new segment that begins with `snapshot`: what the worker is after the last transaction. Its names
-        are those of the opening, with or without the retired ones."""
+        are those of the opening, with or without the retired ones, or more behind them. JournalFull when the disk is
+        too full for that; everything is then as before."""
         self._check()
         snapshot = verified(with_retired(snapshot, self._names))
         for peer, last in (dict.fromkeys(self._assigned, 0) | dict(snapshot.assigned)).items():
@@ -229,18 +276,38 @@ class Journal:
         if self._durable:
             old.sync()
         try:
-            self._begin(closed.number + 1, old.position, old.epoch, snapshot)
+            self._begin(closed.number + 1, old.position, old.epoch, snapshot, old.checksum)
+        except JournalFull:
+            old.full = True
+            raise
         except (OSError, JournalPoisoned) as error:
             raise old.poison(f"the next segment could not be begun: {error}") from error
-        self._close_segment(closed, self._assigned, snapshot)
-        old.close()
+        self._close_segment(closed, self._assigned, snapshot, self._clock())
+        if len(snapshot.peers) > len(self._names.peers):
+            self._assigned = dict.fromkeys(range(len(snapshot.peers)), 0) | self._assigned
+        self._names = retired_part(snapshot)
+        try:
+            old.cut()
+        except OSError as error:
+            raise self._writer.poison(f"the last segment could not be cut to its size: {error}") from error
+        finally:
+            old.close()
+
+    def relieves(self, acked: Mapping[int, int]) -> bool:
+        """Whether the disk is full and a new segment would let all old ones go: everything is acknowledged."""
+        return self._writer.full and all(acked.get(peer, 0) >= last for peer, last in self._assigned.items())
 
     def trim(self, acked: Mapping[int, int]) -> int:
-        """Delete the leading segments in which every send is acknowledged, never the current one; returns how many.
-        `acked`: peer -> durable watermark; who is not in it has acknowledged nothing new."""
+        """Delete the leading segments in which every send is acknowledged, but for those that are to be retained and
+        never the current one; returns how many. `acked`: peer -> durable watermark; who is not in it has acknowledged
+        nothing new."""
         self._check()
         count = 0
         while self._closed and all(acked.get(peer, 0) >= last for peer, last in self._closed[0].highest.items()):
+            oldest = self._closed[0]
+            left = self.bytes - oldest.segment.size
+            if self._retain.keeps(left, oldest.closed_ns, self._clock):
+                break
             try:
                 self._directory.unlink(self._closed[0].segment.name)
                 if self._durable:
@@ -249,6 +316,11 @@ class Journal:
                 raise self._writer.poison(f"a trimmed segment could not be deleted: {error}") from error
             self._closed.popleft()
             count += 1
+        if count and not self._has_spare:
+            try:
+                self._has_spare = prepare_spare(self._directory, self._reserve)
+            except OSError as error:
+                raise self._writer.poison(f"no spare segment could be made: {error}") from error
         return count
 
     def sends(self, peer: int, after_seq: int, from_position: int) -> Iterator[tuple[int, Send]]:
@@ -280,8 +352,11 @@ class Journal:
 
     def close(self) -> None:
         """Idempotent. Syncs nothing."""
-        self._unusable = self._unusable or "it was closed"
         _journals.discard(self)
+        if not self._unusable:  # in a forked child the file is its parent's
+            with contextlib.suppress(OSError):
+                self._writer.cut()
+        self._unusable = self._unusable or "it was closed"
         self._writer.close()
         self._lock.release()
         self._directory.close()

@@ -130,9 +130,16 @@ def retired_part(snapshot: Snapshot) -> Snapshot:
 
 def with_retired(snapshot: Snapshot, retired: Snapshot) -> Snapshot:
     """A later snapshot of the incarnation whose `retired_part` is given, completed by that. Dead letters are the
-    caller's to pass on. ValueError if the names themselves differ: they change only when a journal is opened."""
+    caller's to pass on. Where nothing is retired, more names may follow. ValueError if they differ otherwise: names
+    change only when a journal is opened."""
     tables = (snapshot.peers, snapshot.handlers, snapshot.routes)
     if tables == (retired.peers, retired.handlers, retired.routes):
+        return snapshot
+    if not (retired.retired_peers or retired.retired_handlers or retired.retired_routes) and (
+        snapshot.peers[: len(retired.peers)] == retired.peers
+        and snapshot.handlers[: len(retired.handlers)] == retired.handlers
+        and snapshot.routes[: len(retired.routes)] == retired.routes
+    ):
         return snapshot
     if tables != (current_peers(retired), current_handlers(retired), current_routes(retired)):
         raise ValueError("the names of a snapshot differ from those the journal was opened with")

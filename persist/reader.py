@@ -1,7 +1,9 @@
 """Reads segments frame by frame and tells a torn tail from damage.
 
 A torn tail is what a crash in the middle of an append leaves: a bad frame in the last segment with no good frame behind
-it, or a last segment that does not even have its snapshot. It was never acknowledged and is reported as TornTail.
+it but such as say that they were written before what is bad was synced, or a last segment that does not even have its
+snapshot. It was never acknowledged and is reported as TornTail.
+Zeros up to the end of the last segment are space that was reserved and not used: no frame, and nothing to report.
 Everything else that is not a good frame is damage and refused with DamagedJournal. Reading changes nothing.
 """
 
@@ -16,12 +18,15 @@ from zlib import crc32
 import msgspec
 
 from persist.errors import DamagedJournal, NewerFormat, NotAJournal, PersistError
-from persist.files import Directory, File
+from persist.files import CHUNK, Directory, File, is_zeros
 from persist.format import (
+    ALIGNMENT,
     FRAME_HEADER,
     FRAME_TYPES,
     MAGIC,
     MAX_BODY,
+    MAX_LOOSE,
+    READABLE,
     SEGMENT_HEADER,
     SNAPSHOT,
     VERSION,
@@ -39,7 +44,6 @@ from persist.format import (
 )
 from persist.names import bare
 
-CHUNK = 1 << 18
 SEARCH_EFFORT = 64  # how often over the bytes behind a bad frame may be checksummed in search of a good one
 
 _LENGTH = struct.Struct("<4xI")
@@ -47,7 +51,8 @@ _LENGTH = struct.Struct("<4xI")
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment with a good header and a good snapshot. `size` is that of the file when it was looked at."""
+    """A segment with a good header and a good snapshot. `size` is that of the file when it was looked at, or, of a
+    closed one, up to where the next segment says that it ends."""
 
     name: str
     path: str
@@ -57,6 +62,7 @@ class Segment:
     epoch: int
     snapshot: Snapshot
     body: int  # position behind the snapshot
+    closed: bool = False
 
     @property
     def end(self) -> int:
@@ -97,7 +103,7 @@ def survey(directory: Directory, faults: list[PersistError] | None = None) -> Su
                 faults.append(missing)
             file = directory.open(name)
             try:
-                found = _head(file, name, number, previous, last=number == names[-1][0])
+                found = _head(directory, file, name, number, previous, last=number == names[-1][0])
             finally:
                 file.close()
         except PersistError as fault:
@@ -109,40 +115,43 @@ def survey(directory: Directory, faults: list[PersistError] | None = None) -> Su
             if isinstance(found, TornTail):
                 torn = found
                 break
-            if previous is not None and faults is None:
-                segments[-1] = replace(previous, snapshot=bare(previous.snapshot))
+            if previous is not None:
+                names_only = previous.snapshot if faults is not None else bare(previous.snapshot)
+                size = previous.offset(found.first_position)
+                segments[-1] = replace(previous, size=size, snapshot=names_only, closed=True)
             segments.append(found)
             previous = found
         expected = number + 1
     return Survey(tuple(segments), torn, names[-1][0] if names else 0)
 
 
-def _head(file: File, name: str, number: int, previous: Segment | None, *, last: bool) -> Segment | TornTail:
+def _head(
+    directory: Directory, file: File, name: str, number: int, previous: Segment | None, *, last: bool
+) -> Segment | TornTail:
     size = file.size()
     start = file.read(SEGMENT_HEADER, 0)
     header = decode_segment_header(start)
-    first_position = previous.end if previous else 0
     known = previous is not None or number == 1  # what must stand there, and that older segments hold the state
     if header is None:
-        if known and _good_frame_behind(file, first_position, SEGMENT_HEADER, size, None):
+        places = _ends(directory, previous) if previous else {0}
+        if known and any(_good_frame_behind(file, place, SEGMENT_HEADER, size, None) for place in places):
             raise DamagedJournal(file.path, 0, size, "the segment's header is bad, and good frames follow")
-        if last and known and _is_beginning_of(encode_segment_header(number, first_position), start):
+        headers = [encode_segment_header(number, place, version) for place in places for version in READABLE]
+        if last and known and any(_is_beginning_of(header, start) for header in headers):
             return TornTail(file.path, 0, size, "the segment's header is cut short")
         if start[: len(MAGIC)] != MAGIC[: len(start)]:
             raise NotAJournal(file.path, f"it begins with {start[: len(MAGIC)]!r}")
         raise DamagedJournal(file.path, 0, size, "the segment's header is bad")
     if header.version > VERSION:
         raise NewerFormat(file.path, header.version, VERSION)
-    if header.version != VERSION or header.number != number:
+    if header.version not in READABLE or header.number != number:
         reason = f"the header says format {header.version}, segment {header.number}"
         raise DamagedJournal(file.path, 0, size, reason)
-    missing = header.first_position - first_position
-    if previous and missing:
-        reason = f"the file ends at position {first_position}, the next segment begins at {header.first_position}"
-        raise DamagedJournal(previous.path, min(previous.size, previous.size + missing), abs(missing), reason)
-    if known and missing:
-        raise DamagedJournal(file.path, 0, size, f"the first segment begins at position {header.first_position}")
     first_position = header.first_position
+    if previous is not None:
+        _check_joins(directory, previous, first_position)
+    elif known and first_position:
+        raise DamagedJournal(file.path, 0, size, f"the first segment begins at position {first_position}")
     try:
         frame = next(frames(file, first_position, SEGMENT_HEADER, size), None)
         if frame is None:
@@ -161,6 +170,33 @@ def _head(file: File, name: str, number: int, previous: Segment | None, *, last:
         reason = f"the snapshot cannot be decoded: {error}"
         raise DamagedJournal(file.path, SEGMENT_HEADER, size - SEGMENT_HEADER, reason) from None
     return Segment(name, file.path, number, first_position, size, frame.epoch, snapshot, frame.end)
+
+
+def _ends(directory: Directory, segment: Segment) -> set[int]:
+    """Positions at which the segment may end: with its file, or with its last good frame if reserved space follows."""
+    reader = SegmentReader(directory, segment, last=True)
+    try:
+        for _ in reader:
+            pass
+    except DamagedJournal:
+        return {segment.end}
+    return {segment.end, reader.end}
+
+
+def _check_joins(directory: Directory, previous: Segment, position: int) -> None:
+    """DamagedJournal unless the previous segment ends where the next one begins. What it had reserved behind that, it
+    may still have, and then it is zeros."""
+    missing = position - previous.end
+    if missing < 0:
+        file = directory.open(previous.name)
+        try:
+            if is_zeros(file, previous.offset(position), previous.size):
+                return
+        finally:
+            file.close()
+    if missing:
+        reason = f"the file ends at position {previous.end}, the next segment begins at {position}"
+        raise DamagedJournal(previous.path, min(previous.size, previous.size + missing), abs(missing), reason)
 
 
 def _is_beginning_of(whole: bytes, start: bytes) -> bool:
@@ -196,9 +232,11 @@ class SegmentReader:
                 yield frame
         except BadFrame as bad:
             offset = segment.offset(self.end)
+            if not segment.closed and is_zeros(file, offset, segment.size):
+                return
             if not self._last:
                 raise self._damage(bad.reason) from None
-            if _good_frame_behind(file, segment.first_position, offset + 8, segment.size, segment.epoch):
+            if _good_frame_behind(file, segment.first_position, offset + 8, segment.size, segment.epoch, self.end):
                 raise self._damage(f"{bad.reason}, and good frames follow") from None
             self.torn = TornTail(segment.path, offset, segment.size - offset, bad.reason)
         finally:
@@ -236,11 +274,13 @@ def frames(file: File, first_position: int, offset: int, end: int) -> Iterator[F
             raise BadFrame("the file shrank while it was read")
 
 
-def _good_frame_behind(file: File, first_position: int, offset: int, end: int, epoch: int | None) -> bool:
-    """Whether a good frame stands at any aligned offset from `offset` on. Gives up with yes, which refuses, when
-    the content makes the search too dear."""
-    tail = b"...." if epoch is None else re.escape(struct.pack("<I", epoch))
-    pattern = re.compile(b"(?=[\x01\x02]\x00\x00\x00" + tail + b")", re.DOTALL)
+def _good_frame_behind(
+    file: File, first_position: int, offset: int, end: int, epoch: int | None, bad: int | None = None
+) -> bool:
+    """Whether a good frame stands at any aligned offset from `offset` on; given where the bad one stands, one that was
+    written when that was synced. Gives up with yes, which refuses, when the content makes the search too dear."""
+    tail = b"\x00\x00\x00...." if epoch is None else b"..." + re.escape(struct.pack("<I", epoch))
+    pattern = re.compile(b"(?=[\x01\x02]" + tail + b")", re.DOTALL)
     data = memoryview(file.read(end - offset, offset)) if offset < end else memoryview(b"")
     effort = SEARCH_EFFORT * len(data)
     for match in pattern.finditer(data):
@@ -250,10 +290,13 @@ def _good_frame_behind(file: File, first_position: int, offset: int, end: int, e
         length = _LENGTH.unpack_from(data, at)[0]
         if length > MAX_BODY or frame_size(length) > len(data) - at:
             continue
+        position = first_position + offset + at - SEGMENT_HEADER
+        loose = int.from_bytes(data[at + 9 : at + 12], "little")
+        if bad is not None and (loose == MAX_LOOSE or position - loose * ALIGNMENT <= bad):
+            continue
         effort -= length
         if effort < 0:
             return True
-        position = first_position + offset + at - SEGMENT_HEADER
         checksum = int.from_bytes(data[at : at + 4], "little")
         if crc32(data[at + 4 : at + FRAME_HEADER + length], seed(position)) == checksum:
             return True

@@ -38,8 +38,9 @@ class Recovered:
     watermarks    inbound peer -> last sequence number durably consumed
     assigned      outbound peer -> last sequence number committed
     acked         outbound peer -> the receiver's watermark as far as the journal shows; it may be further by now
-    unacked_from  outbound peer -> position of the first frame with a send above `acked`, None if there is none
-    unacked_bytes outbound peer -> size of the bodies of those sends
+    unacked_from  outbound peer -> a position at or before the first frame with a send above `acked`, None if there is
+                  no such send
+    unacked_bytes outbound peer -> about how many bytes those sends have
     attempts      (inbound peer, sequence number) -> how often that message was in progress at a death
     routes        segment number -> its table of routes
     position      where the journal ends; torn: what a crash left behind that
@@ -84,6 +85,17 @@ class Outbox:
     def wants(self, before: Mapping[str, int], after: Mapping[str, int]) -> bool:
         """Whether a segment that took the assigned numbers from `before` to `after` has anything unacknowledged."""
         return any(last > max(self.acked.get(peer, 0), before.get(peer, 0)) for peer, last in after.items())
+
+    def takes_all(self, before: Mapping[str, int]) -> bool:
+        """Whether nothing in a segment that begins with these assigned numbers is acknowledged."""
+        return all(last <= before.get(peer, 0) for peer, last in self.acked.items())
+
+    def see_all(self, position: int, size: int, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+        """All of a segment at once. Nothing in it is acknowledged; its size is told apart by numbers of messages."""
+        counts = {peer: last - before.get(peer, 0) for peer, last in after.items() if last > before.get(peer, 0)}
+        for peer, count in counts.items():
+            self.first.setdefault(peer, position)
+            self.bytes[peer] = self.bytes.get(peer, 0) + size * count // sum(counts.values())
 
     def see(self, position: int, peers: Sequence[str], sends: Iterable[Send]) -> None:
         for send in sends:

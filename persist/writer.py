@@ -1,48 +1,90 @@
-"""Appends frames to one segment: one write() per frame, from one reused buffer.
+"""Appends frames to one segment: one pwrite() per frame, from one reused buffer, into space that is already reserved.
 
-Nothing is ever retried. Once a write or a sync has failed, or has been left half-way by an exception, nobody knows what
-is on disk: the writer is poisoned and every further call raises JournalPoisoned.
+The space is reserved ahead, and a part of it is kept for frames without sends: when the disk is full, what would fill
+it further is refused with JournalFull, and consuming goes on. Neither changes anything on disk, and both end by
+themselves as soon as there is room again.
+
+Nothing else is ever retried. Once a write or a sync has failed, or has been left half-way by an exception, nobody knows
+what is on disk: the writer is poisoned and every further call raises JournalPoisoned.
 """
 
 from __future__ import annotations
 
 from typing import Any
+from zlib import crc32
 
-from persist.errors import JournalPoisoned
-from persist.files import Directory, File
+from persist.errors import JournalFull, JournalPoisoned
+from persist.files import NO_ROOM, Directory, File
 from persist.format import SEGMENT_HEADER, SNAPSHOT, Snapshot, encode_frame, encode_segment_header, segment_name
+from persist.spare import NAME as SPARE
+from persist.spare import take_spare
 
 KEPT_BUFFER = 1 << 20  # a buffer that one large frame made larger than this is given back
+RESERVE_BYTES = 1 << 18  # kept of the current segment for frames without sends, and again for the next segment's head
+AHEAD_BYTES = 1 << 20  # reserved at once, when there is room: it takes a system call and, at "power", metadata
 
 _INTERRUPTED = "a write was interrupted"
 
 
 class Writer:
-    """The end of a segment. `position` is where the next frame will stand; `cause` says why it is poisoned, if so."""
+    """The end of a segment.
 
-    def __init__(self, file: File, epoch: int, first_position: int) -> None:
+    position  where the next frame will stand
+    durable   up to where power loss takes nothing; None if nobody is to know (level "process")
+    checksum  CRC-32 of the whole file so far
+    cause     why it is poisoned, if so
+    full      there was no room beyond the reserve when it was last asked for
+    """
+
+    def __init__(
+        self, file: File, epoch: int, first_position: int, allocated: int, reserve: int, *, durable: bool
+    ) -> None:
         self.epoch = epoch
         self.first_position = first_position
         self.position = first_position
+        self.durable = first_position if durable else None
+        self.checksum = 0
         self.synced = True  # nothing was written since the last sync
+        self.cause: str | None = None
+        self.full = False
         self._file = file
         self._buffer = bytearray()
-        self.cause: str | None = None
+        self._reserve = reserve
+        self._allocated = allocated  # bytes of the file
+        self._room = 0  # up to this position nothing needs to be asked for
+        self._measure()
 
     @classmethod
-    def create(cls, directory: Directory, number: int, first_position: int, epoch: int, snapshot: Snapshot) -> Writer:
-        """A new segment, begun by its snapshot. Header and snapshot are one write(), so that a crash leaves either a
-        segment or something that is recognised as the start of one."""
+    def create(
+        cls,
+        directory: Directory,
+        number: int,
+        first_position: int,
+        epoch: int,
+        snapshot: Snapshot,
+        *,
+        durable: bool,
+        reserve: int,
+    ) -> Writer:
+        """A new segment, begun by its snapshot, in a file that gets its name only then: whoever sees a segment sees its
+        head. `durable`: both are synced. JournalFull if not even the head finds room; then nothing has changed."""
         buffer = bytearray()
         encode_frame(buffer, SNAPSHOT, epoch, first_position, snapshot)
         size = len(buffer)
         buffer[:0] = encode_segment_header(number, first_position)
-        writer = cls(directory.create(segment_name(number)), epoch, first_position)
+        file, allocated = take_spare(directory, len(buffer), reserve)
+        writer = cls(file, epoch, first_position, allocated, reserve, durable=durable)
         try:
-            writer._put(buffer, size)
+            writer._put(buffer, size, 0)
+            if durable:
+                writer.sync()
+            directory.rename(SPARE, segment_name(number))
+            if durable:
+                directory.sync()
         except BaseException:
             writer.close()
             raise
+        file.path = directory.locate(segment_name(number))
         return writer
 
     @property
@@ -54,29 +96,63 @@ class Writer:
         """Where the next frame will stand in the file."""
         return self.position - self.first_position + SEGMENT_HEADER
 
-    def append(self, frame_type: int, record: Any) -> int:
-        """Write one frame and return its position. What cannot be encoded raises and is not written."""
+    def append(self, frame_type: int, record: Any, *, sends: bool) -> int:
+        """Write one frame and return its position. What cannot be encoded raises and is not written; neither is what
+        finds no room (JournalFull): with `sends`, the reserve is no room."""
         if self.cause is not None:
             self.check()
         position = self.position
-        encode_frame(self._buffer, frame_type, self.epoch, position, record)
-        self._put(self._buffer, len(self._buffer))
-        if len(self._buffer) > KEPT_BUFFER:
+        buffer = self._buffer
+        loose = 0 if self.durable is None else position - self.durable
+        encode_frame(buffer, frame_type, self.epoch, position, record, loose)
+        size = len(buffer)
+        if position + size > self._room:
+            self._make_room(size, sends)
+        self._put(buffer, size, position - self.first_position + SEGMENT_HEADER)
+        if size > KEPT_BUFFER:
             self._buffer = bytearray()
         return position
 
-    def _put(self, data: bytearray, size: int) -> None:
+    def _put(self, data: bytearray, size: int, offset: int) -> None:
         """Write all of `data`, of which the last `size` bytes are a frame."""
         self.cause = _INTERRUPTED  # holds if a signal handler raises between the write and the last line
         self.synced = False
         try:
-            written = self._file.write(data)
+            written = self._file.write(data, offset)
         except OSError as error:
             raise self.poison(f"write failed: {error}") from error
         if written != len(data):
             raise self.poison(f"short write: {written} of {len(data)} bytes")
+        self.checksum = crc32(data, self.checksum)
         self.position += size
         self.cause = None
+
+    def _make_room(self, size: int, sends: bool) -> None:
+        """Reserve space for a frame of `size` bytes and what is to be kept behind it; at best for many more."""
+        end = self.offset + size
+        for wanted in (end + self._reserve + AHEAD_BYTES, end + self._reserve):
+            if self._allocate(wanted):
+                self.full = False
+                return
+        self.full = True
+        if sends or (end > self._allocated and not self._allocate(end)):
+            raise JournalFull(self._file.path, size, max(0, self._allocated - self.offset))
+
+    def _allocate(self, size: int) -> bool:
+        """Whether the file now has so many bytes."""
+        if size > self._allocated:
+            try:
+                self._file.allocate(self._allocated, size - self._allocated)
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    return False
+                raise self.poison(f"space could not be reserved: {error}") from error
+            self._allocated = size
+            self._measure()
+        return True
+
+    def _measure(self) -> None:
+        self._room = self.first_position - SEGMENT_HEADER + self._allocated - self._reserve
 
     def sync(self) -> None:
         """fdatasync, unless there is nothing to sync."""
@@ -84,10 +160,18 @@ class Writer:
         if self.synced:
             return
         try:
-            self._file.fdatasync()
+            self.flush()
         except OSError as error:
             raise self.poison(f"fdatasync failed: {error}") from error
         self.synced = True
+
+    def flush(self) -> None:
+        """Only the waiting of `sync`: the one call that another thread may make. OSError must then be given to
+        `poison`."""
+        covers = self.position
+        self._file.fdatasync()
+        if self.durable is not None:
+            self.durable = covers
 
     def check(self) -> None:
         """JournalPoisoned if it is."""
@@ -99,5 +183,13 @@ class Writer:
         self.cause = cause
         return JournalPoisoned(self._file.path, self.offset, cause)
 
+    def cut(self) -> None:
+        """Give back the space that was reserved and not used. Readers do not mind if it stays. May raise OSError."""
+        if self.cause is None and self._allocated > self.offset:
+            self._file.truncate(self.offset)
+            self._allocated = self.offset
+            self._measure()
+
     def close(self) -> None:
+        """Idempotent."""
         self._file.close()

@@ -110,7 +110,7 @@ def test_a_worker_that_the_topology_no_longer_has_keeps_its_dead_letters(system:
 def test_a_journal_that_cannot_be_read_is_told_and_the_others_are_shown(system: FakeSystem) -> None:
     bury(system, "stats", letter())
     path = bury(system, "ingest", letter())
-    (segment,) = (file for file in path.iterdir() if file.name != "lock")
+    (segment,) = path.glob("*.journal")
     segment.write_bytes(b"something else")
     found = collect(system.path)
     assert [one.worker for one in found.dead_letters] == ["stats"]

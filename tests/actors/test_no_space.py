@@ -31,10 +31,126 @@ SCRIPT = """
 """
 
 
-def run(folder: Path, mounts: dict[Path, str]) -> subprocess.CompletedProcess[str]:
+FILLING = """
+    import os, sys, time
+    from actors import Handler, Message, State, Topology, handle
+    from persist import JournalFull
+
+    FIRST, LAST = 500, 5000
+    GO = os.path.abspath(sys.argv[1] + "/../../go")
+
+    class Tick(Message):
+        n: int
+        filling: bytes
+
+    class Position(State):
+        n: int = 0
+
+    class Question(Message):
+        pass
+
+    class Answer(Message):
+        n: int
+
+    class Poke(Message):
+        filling: bytes
+
+    class Feed(Handler):
+        state: Position
+
+        def __init__(self, go):
+            self.go = go
+
+        def on_loop(self):
+            if self.state.n == LAST:
+                return float("inf")
+            if self.state.n == FIRST and not os.path.exists(self.go):
+                return 0.01
+            self.state.n += 1
+            self.send(Tick(self.state.n, bytes(1000)))
+
+    class Relay(Handler):
+        @handle
+        def on_tick(self, tick: Tick) -> None:
+            self.send(tick)
+
+    class Sink(Handler):
+        state: Position
+
+        @handle
+        def on_tick(self, tick: Tick) -> None:
+            assert tick.n == self.state.n + 1, (tick.n, self.state.n)
+            self.state.n = tick.n
+
+        @handle
+        def on_question(self, question: Question) -> None:
+            self.reply(Answer(self.state.n))
+
+        @handle
+        def on_poke(self, poke: Poke) -> None: ...
+
+    app = Topology("full", directory=sys.argv[1])
+    app.worker("a", feed=Feed.spec(go=GO))
+    app.worker("b", relay=Relay)
+    app.worker("c", sink=Sink)
+    app.route("feed", Tick, to="relay")
+    app.route("relay", Tick, to="sink")
+    app.external("sink", Question, Poke)
+
+    def fill(path):
+        with open(path, "ab", buffering=0) as file:
+            for size in (1 << 16, 1 << 12):
+                try:
+                    while True:
+                        file.write(bytes(size))
+                except OSError:
+                    pass
+
+    def until(condition):
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline, system.status()
+            time.sleep(0.01)
+
+    if __name__ == "__main__":
+        filler = sys.argv[1] + "/../filler"
+        with app.start() as system:
+            refused = []
+            until(lambda: system.ask("sink", Question(), timeout=10, reply=Answer).n == FIRST)
+            fill(filler)
+            open(GO, "w").close()
+
+            def is_full():
+                fill(filler)
+                try:
+                    system.send("sink", Poke(bytes(20_000)))
+                except JournalFull as error:
+                    refused.append(error)
+                kinds = {(alarm.kind, alarm.worker) for alarm in system.status().alarms}
+                return refused and ("disk-full", "a") in kinds
+
+            until(is_full)
+            before = system.status()
+            os.unlink(filler)
+
+            def is_done():
+                try:
+                    return system.ask("sink", Question(), timeout=10, reply=Answer).n == LAST
+                except JournalFull:
+                    return False
+
+            until(is_done)
+            until(lambda: not system.status().alarms)
+            after = system.status()
+            print("refused:", type(refused[0]).__name__, before.workers[0].sent_messages < LAST)
+            print("restarts:", sum(worker.restarts for worker in after.workers), "dead:", after.dead_letters)
+"""
+
+
+def run(folder: Path, mounts: dict[Path, str], text: str = SCRIPT) -> subprocess.CompletedProcess[str]:
     """The script in a mount namespace where these directories are file systems of these sizes."""
     script = folder / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
+    script.write_text(textwrap.dedent(text))
     mount = " && ".join(f"mount -t tmpfs -o size={size},mode=700 tmpfs {path}" for path, size in mounts.items())
     command = f"{mount} && exec {sys.executable} {script} {folder}/disk/run"
     return subprocess.run(
@@ -65,5 +181,12 @@ def test_full_shared_memory_is_a_clear_error_at_start(folder: Path) -> None:
 def test_a_full_disk_is_a_clear_error_at_start(folder: Path) -> None:
     ended = run(folder, {folder / "disk": "4k"})
     assert ended.returncode == ExitStatus.NO_SPACE
-    assert "No space left" in ended.stderr
+    assert "no room on disk" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_disk_that_gets_full_refuses_sends_and_all_goes_on_when_there_is_room(folder: Path) -> None:
+    ended = run(folder, {folder / "disk": "8m"}, FILLING)
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == ["refused: JournalFull True", "restarts: 0 dead: 0"]
+    assert ended.returncode == ExitStatus.OK

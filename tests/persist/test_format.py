@@ -18,7 +18,8 @@ from tests.persist.building import InMemory, filled, meaning, open_journal, path
 
 PAGE = Path(persist.__file__).with_name("FORMAT.md")
 
-EXAMPLE_SNAPSHOT = layout.Snapshot("process", "f1", ["stats"], ["feed"], [("feed", "Trade")])
+EXAMPLE_TIME = 1_700_000_000_000_000_000
+EXAMPLE_SNAPSHOT = layout.Snapshot("process", "f1", ["stats"], ["feed"], [("feed", "Trade")], time_ns=EXAMPLE_TIME)
 EXAMPLE_TRANSACTION = Transaction(
     consumed=[(0, 7)], sends=[layout.Send(0, 2, 0, [(0, 1)], b"\x01\x02")], states=[(0, b"\x2a")]
 )
@@ -37,7 +38,7 @@ def frame(frame_type: int, epoch: int, position: int, record: object) -> bytes:
 
 def test_worked_example_of_the_format_page_decodes() -> None:
     data = worked_example()
-    assert layout.decode_segment_header(data) == layout.SegmentHeader(1, 1, 0)
+    assert layout.decode_segment_header(data) == layout.SegmentHeader(2, 1, 0)
     first = layout.decode_frame(memoryview(data), 32, 0)
     assert (first.type, first.epoch, layout.decode_snapshot(first.body)) == (layout.SNAPSHOT, 1, EXAMPLE_SNAPSHOT)
     second = layout.decode_frame(memoryview(data), 32 + first.end, first.end)
@@ -47,7 +48,9 @@ def test_worked_example_of_the_format_page_decodes() -> None:
 
 
 def test_worked_example_is_what_a_journal_writes(tmp_path: Path) -> None:
-    journal, _ = open_journal(tmp_path, make_snapshot=lambda recovered, epoch: EXAMPLE_SNAPSHOT)
+    journal, _ = open_journal(
+        tmp_path, make_snapshot=lambda recovered, epoch: EXAMPLE_SNAPSHOT, clock=lambda: EXAMPLE_TIME
+    )
     journal.append(EXAMPLE_TRANSACTION)
     journal.close()
     assert path_of(tmp_path, 1).read_bytes() == worked_example()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from persist import JournalClosed, JournalLocked, read
-from tests.persist.building import meaning, open_journal, series, transaction
+from persist import DirectoryLock, JournalLocked, read
+from tests.persist.building import meaning, open_journal, series
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 30
@@ -148,10 +148,12 @@ def test_lock_file_of_a_full_disk_names_nobody(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
+    descriptor = os.open(tmp_path, os.O_RDONLY)
     with monkeypatch.context() as patch:
         patch.setattr("persist.lock.os.pwrite", full)
-        journal, _ = open_journal(tmp_path)
+        lock = DirectoryLock(str(tmp_path), descriptor)
     assert (tmp_path / "lock").read_bytes() == b""
-    journal.close()
-    with pytest.raises(JournalClosed):
-        journal.append(transaction(1))
+    with pytest.raises(JournalLocked):
+        DirectoryLock(str(tmp_path), descriptor)
+    lock.release()
+    os.close(descriptor)

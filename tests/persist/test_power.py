@@ -18,9 +18,9 @@ class RecordingFile(File):
     def _record(self, call: str) -> None:
         self.calls.append((call, Path(self.path).name.lstrip("0")))
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
         self._record("write")
-        return super().write(data)
+        return super().write(data, offset)
 
     def fdatasync(self) -> None:
         self._record("fdatasync")
@@ -42,6 +42,10 @@ class RecordingDirectory(Directory):
     def open(self, name: str, *, writable: bool = False) -> File:
         return RecordingFile(super().open(name, writable=writable), self.calls)
 
+    def rename(self, old: str, new: str) -> None:
+        self.calls.append(("rename", f"{old} {new.lstrip('0')}"))
+        super().rename(old, new)
+
     def unlink(self, name: str) -> None:
         self.calls.append(("unlink", name.lstrip("0")))
         super().unlink(name)
@@ -57,13 +61,15 @@ SYNC_NAMES = [("sync", "directory")]
 
 
 def begun(number: int) -> Calls:
-    return [(call, f"{number}.journal") for call in ("create", "write", "fdatasync")] + SYNC_NAMES
+    """Head, then name; and space for the head of the segment after it."""
+    head = [("write", "spare"), ("fdatasync", "spare"), ("rename", f"spare {number}.journal"), *SYNC_NAMES]
+    return [*head, ("create", "spare")]
 
 
 def test_new_segment_and_its_name_are_synced_before_it_is_used(tmp_path: Path) -> None:
     calls: Calls = []
     journal, _ = open_journal(tmp_path, level="power", files=lambda path: RecordingDirectory(path, calls))
-    assert calls == [*SYNC_NAMES, ("sync", "parent"), *begun(1)]
+    assert calls == [*SYNC_NAMES, ("sync", "parent"), ("create", "spare"), *begun(1)]
     journal.close()
 
 
@@ -86,10 +92,10 @@ def test_old_segment_is_synced_before_the_next_one_exists(tmp_path: Path) -> Non
     journal.append(transaction(1))
     calls.clear()
     journal.rotate(after(1))
-    assert calls == [("fdatasync", "1.journal"), *begun(2)]
+    assert calls == [("fdatasync", "1.journal"), *begun(2), ("truncate", "1.journal")]
     calls.clear()
     journal.rotate(after(1))
-    assert calls == begun(3)
+    assert calls == [*begun(3), ("truncate", "2.journal")]
     journal.close()
 
 
