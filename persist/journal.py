@@ -28,6 +28,7 @@ from typing import Self
 from persist.errors import JournalClosed, JournalFull, JournalPoisoned, SequenceBroken
 from persist.files import Directory
 from persist.format import SEGMENT_HEADER, TRANSACTION, Send, Snapshot, Transaction, segment_name
+from persist.history import Record, replay
 from persist.load import recover, refuse_unknown, sends_in
 from persist.lock import DirectoryLock
 from persist.names import bare, retired_part, verified, with_retired
@@ -337,6 +338,12 @@ class Journal:
             yield from sends_in(self._directory, segment, position, self._names, peer, after_seq)
             position = segment.end
             self._check()
+
+    def read(self, from_position: int = 0) -> Iterator[Record]:
+        """Everything that was ever committed and is retained, from a position on: see `persist.history.replay`. The
+        journal may be appended to, rotated and trimmed meanwhile."""
+        self._check()
+        return replay(self._directory, from_position)
 
     def _segment_behind(self, position: int) -> Segment | None:
         """The first segment that goes on behind `position`, as far as it is written now."""

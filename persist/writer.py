@@ -21,6 +21,7 @@ from persist.spare import take_spare
 
 KEPT_BUFFER = 1 << 20  # a buffer that one large frame made larger than this is given back
 RESERVE_BYTES = 1 << 18  # kept of the current segment for frames without sends, and again for the next segment's head
+SUMMED = 4096  # bytes; a segment with a larger transaction has no checksum: summing costs more than it saves
 AHEAD_BYTES = 1 << 20  # reserved at once, when there is room: it takes a system call and, at "power", metadata
 
 _INTERRUPTED = "a write was interrupted"
@@ -31,7 +32,7 @@ class Writer:
 
     position  where the next frame will stand
     durable   up to where power loss takes nothing; None if nobody is to know (level "process")
-    checksum  CRC-32 of the whole file so far
+    checksum  CRC-32 of the whole file so far; 0 once it has a large frame
     cause     why it is poisoned, if so
     full      there was no room beyond the reserve when it was last asked for
     """
@@ -44,6 +45,7 @@ class Writer:
         self.position = first_position
         self.durable = first_position if durable else None
         self.checksum = 0
+        self._summed = True
         self.synced = True  # nothing was written since the last sync
         self.cause: str | None = None
         self.full = False
@@ -123,7 +125,10 @@ class Writer:
             raise self.poison(f"write failed: {error}") from error
         if written != len(data):
             raise self.poison(f"short write: {written} of {len(data)} bytes")
-        self.checksum = crc32(data, self.checksum)
+        if self._summed:
+            # For segments of many small frames, which would take long to verify one by one.
+            self._summed = size <= SUMMED or offset == 0
+            self.checksum = crc32(data, self.checksum) if self._summed else 0
         self.position += size
         self.cause = None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from persist import Journal, Retain, check, read
+from persist import Journal, JournalClosed, Retain, check, read
 from tests.persist.building import after, meaning, open_journal, path_of, series, transaction
 
 
@@ -90,3 +90,24 @@ def test_recovery_does_not_read_what_is_acknowledged(tmp_path: Path) -> None:
     path.write_bytes(whole)
     assert meaning(read(tmp_path)) == series(4)
     assert not check(tmp_path).ok
+
+
+def test_whole_retained_history_is_read_from_any_position_while_it_is_written(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path, retain=Retain(bytes=1 << 30))
+    positions = []
+    for number in range(1, 31):
+        positions.append(journal.append(transaction(number)))
+        if number % 7 == 0:
+            journal.rotate(after(number))
+            journal.trim({0: number})
+    records = journal.read()
+    first = next(records)
+    journal.append(transaction(31))
+    journal.rotate(after(31))
+    found = [first, *records]
+    assert [record.position for record in found][:30] == positions
+    assert [record.states["counter"] for record in found][:30] == [b"%d" % number for number in range(1, 31)]
+    assert [record.position for record in journal.read(positions[12])][:18] == positions[12:]
+    journal.close()
+    with pytest.raises(JournalClosed):
+        journal.read()
