@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from actors.journal_cli import journal
+
 if TYPE_CHECKING:
     from actors.identity import Identity
     from actors.status_types import SystemList, SystemStatus
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 dead_letters = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(dead_letters, name="dead-letters", help="Messages that were given up on.")
+app.add_typer(journal, name="journal", help="What is on disk: segments, transactions, damage and its repair.")
 
 SystemArgument = Annotated[
     str, typer.Argument(metavar="SYSTEM", help="A name in the home directory, or a run directory.")

@@ -169,7 +169,7 @@ class RunDirectory:
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as refused:
-                holder = _holder(fd)
+                holder = lock_holder(fd)
                 os.close(fd)
                 if refused.errno not in {errno.EACCES, errno.EAGAIN}:
                     raise
@@ -304,7 +304,7 @@ def _component(name: str) -> str:
     return name
 
 
-def _holder(fd: int) -> int | None:
+def lock_holder(fd: int) -> int | None:
     """The pid that holds the POSIX lock in our way."""
     if sys.platform != "linux":
         return None

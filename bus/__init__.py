@@ -1,7 +1,13 @@
 """How bytes move: rings, doorbells, segments and the board of status blocks, all in shared memory.
 
 Payloads are opaque here. `Ring` and `Doorbell` are the C ones where they were built (`RING_IMPLEMENTATION` says which).
+
+Links to processes that share no memory, of this machine or of others: `StreamTransport`. Its names are imported when
+they are first asked for: workers import this package, and asyncio and ssl would double what that takes.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from bus.board import Block, Board
 from bus.errors import (
@@ -34,31 +40,66 @@ from bus.layout import (
 )
 from bus.segment import Segment, remove_stale
 
+if TYPE_CHECKING:
+    from bus.addresses import TLS, TcpAddress, UnixAddress
+    from bus.stream_events import Connected, Disconnected, Rejected, StreamEvent, StreamStatistics, Unreachable
+    from bus.stream_policy import Timing
+    from bus.stream_transport import StreamTransport
+    from bus.transport_errors import (
+        AddressInUse,
+        FrameTooLarge,
+        HandshakeFailed,
+        InsecureAddress,
+        StreamFault,
+        TransportClosed,
+        TransportError,
+        UnusableSocketFile,
+    )
+
 __all__ = [
     "RING_IMPLEMENTATION",
+    "TLS",
     "UNKNOWN",
+    "AddressInUse",
     "Block",
     "Board",
     "BoardCell",
     "BusError",
     "Cell",
+    "Connected",
     "Control",
+    "Disconnected",
     "Doorbell",
     "Field",
+    "FrameTooLarge",
+    "HandshakeFailed",
     "ImplementationNotBuilt",
+    "InsecureAddress",
     "LayoutError",
     "NoSuchBlock",
     "PyDoorbell",
     "PyRing",
     "RecordTooLarge",
+    "Rejected",
     "Ring",
     "RingCorrupt",
     "Segment",
     "SegmentExists",
     "SegmentMissing",
     "SharedMemoryFull",
+    "StreamEvent",
+    "StreamFault",
+    "StreamStatistics",
+    "StreamTransport",
+    "TcpAddress",
     "Text",
+    "Timing",
+    "TransportClosed",
+    "TransportError",
+    "UnixAddress",
     "UnknownImplementation",
+    "Unreachable",
+    "UnusableSocketFile",
     "WorkerState",
     "board_size",
     "check_board",
@@ -68,3 +109,24 @@ __all__ = [
     "remove_stale",
     "ring_size",
 ]
+
+_LATER = {
+    "bus.addresses": "TLS TcpAddress UnixAddress",
+    "bus.stream_events": "Connected Disconnected Rejected StreamEvent StreamStatistics Unreachable",
+    "bus.stream_policy": "Timing",
+    "bus.stream_transport": "StreamTransport",
+    "bus.transport_errors": "AddressInUse FrameTooLarge HandshakeFailed InsecureAddress StreamFault TransportClosed "
+    "TransportError UnusableSocketFile",
+}
+_WHERE = {name: module for module, names in _LATER.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_WHERE[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

@@ -1,7 +1,8 @@
 """A worker's journal: segmented, append-only, one writer.
 
 Contract
-- What `append` returned from survives the death of every process; what `sync` returned from survives power loss.
+- What `append` returned from survives the death of every process; at level "power", what `sync` returned from survives
+  power loss.
 - `open` yields the state as of the last whole transaction. Before anything new is written, the torn tail is cut off
   and, at level "power", everything that was recovered is synced. A journal that is refused (locked, damaged, newer,
   foreign, or with messages pending for names that are gone) is left as it was.
@@ -36,7 +37,7 @@ from persist.reader import Segment, Survey, survey
 from persist.recovery import Recovered, by_name
 from persist.retention import NOTHING, Retain
 from persist.spare import prepare_spare, wipe_spare
-from persist.writer import RESERVE_BYTES, Writer
+from persist.writer import INTERRUPTED, RESERVE_BYTES, Writer, encode_head
 
 SEGMENT_BYTES = 16 << 20
 SEGMENT_FRAMES = 4096  # recovery costs about 10 us a frame, and every restart waits for it
@@ -175,12 +176,16 @@ class Journal:
         highest = {peer: last for peer, last in assigned.items() if last > acked.get(peer, 0)}
         self._closed.append(_Closed(segment, highest, closed_ns))
 
-    def _begin(self, number: int, position: int, epoch: int, snapshot: Snapshot, previous_crc: int = 0) -> None:
-        """Write to segment `number` from now on; at "power" it and its name are on disk before anything follows."""
+    def _begin(self, number: int, position: int, epoch: int, snapshot: Snapshot, old: Writer | None = None) -> None:
+        """Write to segment `number` from now on; at "power" it and its name are on disk before anything follows. With
+        `old`, both writers refuse to work until it is said that the rotation is over."""
         snapshot = copy(snapshot)
-        snapshot.time_ns, snapshot.previous_crc = self._clock(), previous_crc
+        snapshot.time_ns, snapshot.previous_crc = self._clock(), old.checksum if old else 0
+        head = encode_head(number, position, epoch, snapshot)
+        if old is not None:
+            old.cause = INTERRUPTED  # holds if a signal handler raises: going on would make for two last segments
         writer = Writer.create(
-            self._directory, number, position, epoch, snapshot, durable=self._durable, reserve=self._reserve
+            self._directory, head, number, position, epoch, durable=self._durable, reserve=self._reserve
         )
         try:
             self._has_spare = prepare_spare(self._directory, self._reserve)
@@ -188,6 +193,7 @@ class Journal:
             writer.close()
             raise
         name, size, body = segment_name(number), writer.offset, writer.position
+        writer.cause = old.cause if old else None
         self._writer = writer
         self._current = Segment(name, writer.path, number, position, size, epoch, bare(snapshot), body)
         self._due_at = body + max(self._segment_bytes, 2 * (body - position))
@@ -226,14 +232,17 @@ class Journal:
         """
         if self._unusable or self._writer.cause is not None:
             self._check()
-        assigned = self._assigned.copy()
+        assigned: dict[int, int] = {}
         for send in transaction.sends:
             for peer, first in send.edges:
-                if assigned.get(peer) != first - 1 or send.count < 1:
+                last = assigned.get(peer)
+                if last is None:
+                    last = self._assigned.get(peer)
+                if last != first - 1 or send.count < 1:
                     raise self._broken(peer, first)
                 assigned[peer] = first + send.count - 1
         position = self._writer.append(TRANSACTION, transaction, sends=bool(transaction.sends))
-        self._assigned = assigned
+        self._assigned.update(assigned)
         self._frames += 1
         return position
 
@@ -270,16 +279,16 @@ class Journal:
         self._check()
         snapshot = verified(with_retired(snapshot, self._names))
         for peer, last in (dict.fromkeys(self._assigned, 0) | dict(snapshot.assigned)).items():
-            if self._assigned.get(peer) != last:
+            if self._assigned.get(peer, 0) != last:
                 raise self._broken(peer, last + 1)
         old = self._writer
         closed = replace(self._current, size=old.offset)
         if self._durable:
             old.sync()
         try:
-            self._begin(closed.number + 1, old.position, old.epoch, snapshot, old.checksum)
+            self._begin(closed.number + 1, old.position, old.epoch, snapshot, old)
         except JournalFull:
-            old.full = True
+            old.cause, old.full = None, True
             raise
         except (OSError, JournalPoisoned) as error:
             raise old.poison(f"the next segment could not be begun: {error}") from error
@@ -287,12 +296,14 @@ class Journal:
         if len(snapshot.peers) > len(self._names.peers):
             self._assigned = dict.fromkeys(range(len(snapshot.peers)), 0) | self._assigned
         self._names = retired_part(snapshot)
+        old.cause = None
         try:
             old.cut()
         except OSError as error:
             raise self._writer.poison(f"the last segment could not be cut to its size: {error}") from error
         finally:
             old.close()
+        self._writer.cause = None
 
     def relieves(self, acked: Mapping[int, int]) -> bool:
         """Whether the disk is full and a new segment would let all old ones go: everything is acknowledged."""

@@ -1,8 +1,8 @@
 """One holder per directory, for the life of its process.
 
-A POSIX record lock on the file `lock`: the kernel drops it when the holder dies, by whatever death, and does not hand
-it to children. Such locks do not exclude within one process, and closing any descriptor of the file drops them; so a
-table of what this process holds is asked first, and nothing else here ever opens the file.
+A POSIX record lock on the file `lock`, or one of another name: the kernel drops it when the holder dies, by whatever
+death, and does not hand it to children. Such locks do not exclude within one process, and closing any descriptor of the
+file drops them; so a table of what this process holds is asked first, and nothing else here ever opens the file.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _held: dict[tuple[int, int], int] = {}  # (device, inode) -> process; a forked c
 class DirectoryLock:
     """Taken at construction; JournalLocked names the process that has it."""
 
-    def __init__(self, directory: str, descriptor: int) -> None:
+    def __init__(self, directory: str, descriptor: int, name: str = NAME) -> None:
         with _guard:
             with contextlib.suppress(FileNotFoundError):
-                found = os.stat(NAME, dir_fd=descriptor, follow_symlinks=False)
+                found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                 if _held.get((found.st_dev, found.st_ino)) == os.getpid():
                     raise JournalLocked(directory, os.getpid())
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._file = os.open(NAME, flags, 0o600, dir_fd=descriptor)
+            self._file = os.open(name, flags, 0o600, dir_fd=descriptor)
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

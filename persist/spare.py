@@ -14,23 +14,29 @@ NAME = "spare"
 
 def prepare_spare(directory: Directory, size: int) -> bool:
     """Make sure of a spare with so many bytes reserved. False if there is no room for it."""
-    file = _open(directory)
     try:
-        if file.size() < size:
-            file.allocate(0, size)
+        file = _open(directory)
+        try:
+            if file.size() < size:
+                file.allocate(0, size)
+        finally:
+            file.close()
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         return False
-    finally:
-        file.close()
     return True
 
 
 def take_spare(directory: Directory, head: int, reserve: int) -> tuple[File, int]:
     """The spare, open to write a head of so many bytes to it, and its size: `reserve` bytes more if they can be had.
     JournalFull if not even the head finds room."""
-    file = _open(directory)
+    try:
+        file = _open(directory)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise JournalFull(directory.locate(NAME), head, 0) from error
     try:
         size = file.size()
         for wanted in (head + reserve, head):

@@ -24,7 +24,15 @@ RESERVE_BYTES = 1 << 18  # kept of the current segment for frames without sends,
 SUMMED = 4096  # bytes; a segment with a larger transaction has no checksum: summing costs more than it saves
 AHEAD_BYTES = 1 << 20  # reserved at once, when there is room: it takes a system call and, at "power", metadata
 
-_INTERRUPTED = "a write was interrupted"
+INTERRUPTED = "it was interrupted"
+
+
+def encode_head(number: int, first_position: int, epoch: int, snapshot: Snapshot) -> bytearray:
+    """What a segment begins with. Raises for a snapshot that cannot be encoded."""
+    head = bytearray()
+    encode_frame(head, SNAPSHOT, epoch, first_position, snapshot)
+    head[:0] = encode_segment_header(number, first_position)
+    return head
 
 
 class Writer:
@@ -60,24 +68,20 @@ class Writer:
     def create(
         cls,
         directory: Directory,
+        head: bytearray,
         number: int,
         first_position: int,
         epoch: int,
-        snapshot: Snapshot,
         *,
         durable: bool,
         reserve: int,
     ) -> Writer:
-        """A new segment, begun by its snapshot, in a file that gets its name only then: whoever sees a segment sees its
+        """A new segment, begun by its `head`, in a file that gets its name only then: whoever sees a segment sees its
         head. `durable`: both are synced. JournalFull if not even the head finds room; then nothing has changed."""
-        buffer = bytearray()
-        encode_frame(buffer, SNAPSHOT, epoch, first_position, snapshot)
-        size = len(buffer)
-        buffer[:0] = encode_segment_header(number, first_position)
-        file, allocated = take_spare(directory, len(buffer), reserve)
+        file, allocated = take_spare(directory, len(head), reserve)
         writer = cls(file, epoch, first_position, allocated, reserve, durable=durable)
         try:
-            writer._put(buffer, size, 0)
+            writer._put(head, len(head) - SEGMENT_HEADER, 0)
             if durable:
                 writer.sync()
             directory.rename(SPARE, segment_name(number))
@@ -117,7 +121,7 @@ class Writer:
 
     def _put(self, data: bytearray, size: int, offset: int) -> None:
         """Write all of `data`, of which the last `size` bytes are a frame."""
-        self.cause = _INTERRUPTED  # holds if a signal handler raises between the write and the last line
+        self.cause = INTERRUPTED  # holds if a signal handler raises between the write and the last line
         self.synced = False
         try:
             written = self._file.write(data, offset)

@@ -12,7 +12,10 @@ ALLOWED = {"actors": {"actors", "bus", "persist"}, "bus": {"bus"}, "persist": {"
 
 # Modules that only decide: no process, no file, no socket, no clock.
 PURE = {
-    "bus": {"errors", "layout"},
+    "bus": {
+        "addresses", "errors", "handshake", "layout", "stream_events", "stream_frames", "stream_policy",
+        "transport_errors",
+    },
     "persist": {"errors", "format", "link", "names", "recovery"},
     "actors": {
         "annotations", "codec", "components", "errors", "exits", "fingerprint", "handler", "message", "outgoing",

@@ -31,6 +31,9 @@ FLOORS = (
     Floor("tell at memory, msg/s", "tell, 3 fields/memory", "rate", 800_000, True),
     Floor("tell at process, msg/s", "tell, 3 fields/process", "rate", 600_000, True),
     Floor("kill to next message, p99, ms", "kill to next message/process", "p99", 100, False),
+    Floor("ILM in memory over a Unix socket, msg/s", "ILM, 64 B each/memory", "rate", 100_000, True),
+    Floor("ILM journalled over a Unix socket, msg/s", "ILM, 64 B each/journal, process", "rate", 50_000, True),
+    Floor("ILM, first message, p50, us", "ILM, first message/memory network", "p50", 1_000, False),
     Floor("8 idle workers, % of one processor", "8 idle workers/process", "CPU of the workers", 1, False),
 )
 

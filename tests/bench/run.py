@@ -17,7 +17,7 @@ import msgspec
 from rich.console import Console
 
 from actors.process import stop_forkserver
-from tests.bench import journals, machine, report, systems, transports
+from tests.bench import intersession, journals, machine, report, systems, transports
 from tests.bench.measure import Case, Sampled, Scale, outcomes
 
 RUNS = 5
@@ -42,7 +42,7 @@ def measure(cases: Sequence[Case], scale: Scale, runs: int, say: Callable[[str],
 
 def cases() -> list[Case]:
     """All of them, in the order in which they are measured. Another module of cases joins here."""
-    return transports.cases() + systems.cases() + journals.cases()
+    return transports.cases() + systems.cases() + journals.cases() + intersession.cases()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,21 +3,21 @@
 Contract
 - A write that returned survives the death of its process. A process that dies in the middle of a write leaves a
   beginning of it.
-- Power loss keeps of every file what was synced and any beginning of the rest, perhaps followed by zeros, and of the
-  names that were made or removed since the directory was synced any part.
-- Every call that changes anything is a step of the simulation, at which its process may die.
+- Power loss leaves of what was not synced any part: see tests.persist.power_loss.
+- Every call that changes anything is a step of the simulation, at which its process may die; but for reserving space,
+  which nobody can tell from not having reserved it.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
 from persist.errors import JournalLocked
-from persist.files import Directory, File
+from persist.files import File
+from persist.spare import NAME as SPARE
+from tests.persist.power_loss import Disk, Node, PowerDirectory, PowerFile, Write, some_loss
 
 
 class Steps(Protocol):
@@ -29,117 +29,86 @@ class Steps(Protocol):
     def unlinked(self, owner: str, name: str) -> None: ...
 
 
-class Inode:
-    """`data` is what processes see; `disk` what surely survives power loss."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.disk = b""
-
-    def lose_power(self, random: Random) -> None:
-        data, disk = bytes(self.data), self.disk
-        if not data.startswith(disk):  # a truncation that may not have reached the disk
-            data = random.choice([data, disk])
-        else:
-            kept = random.randint(len(disk), len(data))
-            zeros = random.choice([0, 0, random.randint(0, len(data) - kept)])
-            data = data[:kept] + bytes(zeros)
-        self.data, self.disk = bytearray(data), data
-
-
 class Store:
     """The files of one directory."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
-        self.files: dict[str, Inode] = {}
-        self.durable: dict[str, Inode] = {}  # names that surely survive power loss
+        self.disk = Disk()
         self.holder: object | None = None  # of the lock
 
+    @property
+    def files(self) -> dict[str, Node]:
+        return self.disk.names
+
+    def name(self, node: Node) -> str:
+        return next((name for name, one in self.files.items() if one is node), "")
+
     def lose_power(self, random: Random) -> None:
-        names = dict(self.durable)
-        for name in self.files.keys() ^ self.durable.keys():
-            if random.random() < 0.5:
-                if name in self.files:
-                    names[name] = self.files[name]
-                else:
-                    del names[name]
-        for inode in names.values():
-            inode.lose_power(random)
-        self.files, self.durable = names, dict(names)
+        self.disk = some_loss(self.disk, random)
 
 
-class SimFile(File):
-    def __init__(self, steps: Steps, store: Store, name: str) -> None:
-        self.path = f"{store.owner}/{name}"
-        self._steps, self._store, self._name, self._inode = steps, store, name, store.files[name]
-        self._torn = 1
+class SimFile(PowerFile):
+    def __init__(self, steps: Steps, store: Store, node: Node, path: str) -> None:
+        super().__init__(store.disk, node, path)
+        self._steps, self._store = steps, store
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        inode, whole = self._inode, bytes(data)
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+        whole = bytes(data)
         self._steps.step("write")
-        cut = 1 + (len(inode.data) * 7 + len(whole) * 3) % (len(whole) - 1)
-        self._steps.step("torn write", lambda: inode.data.extend(whole[:cut]))
-        inode.data += whole
-        self._steps.wrote(self._store.owner, self._name, whole, len(inode.data))
+        cut = 1 + (offset * 7 + len(whole) * 3) % (len(whole) - 1)
+        self._steps.step("torn write", lambda: self._torn(whole, cut, offset))
+        super().write(whole, offset)
+        self._wrote(whole, offset)
         self._steps.step("written")
         return len(whole)
 
-    def read(self, size: int, offset: int) -> bytes:
-        return bytes(self._inode.data[offset : offset + size])
+    def _torn(self, whole: bytes, cut: int, offset: int) -> None:
+        self._node.apply(Write(self._node, offset, whole[:cut]))
+        if not any(whole[cut:]):  # what is missing was there: reserved space is zeros
+            self._wrote(whole, offset)
 
-    def size(self) -> int:
-        return len(self._inode.data)
+    def _wrote(self, whole: bytes, offset: int) -> None:
+        if any(whole):  # the spare is wiped with zeros
+            self._steps.wrote(self._store.owner, self._store.name(self._node), whole, offset + len(whole))
 
     def fdatasync(self) -> None:
         self._steps.step("fdatasync")
-        self._inode.disk = bytes(self._inode.data)
-        self._steps.synced(self._store.owner, self._name)
+        super().fdatasync()
+        self._steps.synced(self._store.owner, self._store.name(self._node))
         self._steps.step("synced")
 
     def truncate(self, size: int) -> None:
         self._steps.step("truncate")
-        del self._inode.data[size:]
-
-    def close(self) -> None:
-        pass
+        super().truncate(size)
 
 
-class SimDirectory(Directory):
+class SimDirectory(PowerDirectory):
     def __init__(self, steps: Steps, store: Store) -> None:
-        self.path = f"/{store.owner}"
-        self.descriptor = -1
-        self._steps, self.store = steps, store
-
-    def list(self) -> list[str]:
-        return list(self.store.files)
+        super().__init__(store.disk, f"/{store.owner}")
+        self._steps, self._store = steps, store
 
     def create(self, name: str) -> File:
         self._steps.step("create")
-        if name in self.store.files:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-        self.store.files[name] = Inode()
-        return SimFile(self._steps, self.store, name)
+        super().create(name)
+        return self.open(name)
 
     def open(self, name: str, *, writable: bool = False) -> File:
-        if name not in self.store.files:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        return SimFile(self._steps, self.store, name)
+        return SimFile(self._steps, self._store, self._node(name), self.locate(name))
+
+    def rename(self, old: str, new: str) -> None:
+        self._steps.step("rename")
+        super().rename(old, new)
 
     def unlink(self, name: str) -> None:
         self._steps.step("unlink")
-        del self.store.files[name]
-        self._steps.unlinked(self.store.owner, name)
+        super().unlink(name)
+        if name != SPARE:
+            self._steps.unlinked(self._store.owner, name)
 
     def sync(self) -> None:
         self._steps.step("sync names")
-        self.store.durable = dict(self.store.files)
-
-    def anchor(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+        super().sync()
 
 
 class SimLock:

@@ -266,9 +266,9 @@ def silent(original: Callable[..., bool]) -> Any:
 def forgets_room(original: Callable[..., bool]) -> Any:
     """Does not look for room once more before it sleeps."""
 
-    def idle(self: Endpoint) -> bool:
+    def idle(self: Endpoint, *but: Any) -> bool:
         with mock.patch.object(Endpoint, "publish", return_value=False):
-            return original(self)
+            return original(self, *but)
 
     return idle
 

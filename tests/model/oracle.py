@@ -115,17 +115,16 @@ class Oracle:
                         self.forgotten(owner, peer, len(uids))
 
     def lost_power(self, owner: str, store: Store) -> None:
-        """Only what is on disk has happened."""
+        """Only what is on disk has happened, and what comes behind a hole has not."""
         ledger = self.ledgers[owner]
         gone = self._gone(owner)
-        while len(ledger.entries) > 1:
-            entry = ledger.last
-            inode = store.files.get(entry.file)
-            if inode is None and entry.file in gone:
-                break  # a snapshot that is on disk has it
-            if inode is not None and inode.data[entry.end - len(entry.frame) : entry.end] == entry.frame:
+        for index, entry in enumerate(ledger.entries):
+            found = store.files.get(entry.file)
+            if not index or (found is None and entry.file in gone):
+                continue  # a snapshot that is on disk has it
+            if found is None or found.data[entry.end - len(entry.frame) : entry.end] != entry.frame:
+                del ledger.entries[index:]
                 break
-            ledger.entries.pop()
         self.gone = {(peer, name) for peer, name in self.gone if peer != owner or name not in store.files}
         ledger.synced = len(ledger.entries)
 

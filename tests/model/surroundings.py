@@ -20,6 +20,7 @@ from actors.system import System
 from actors.system_errors import SendTimeout
 from bus import Block
 from persist import journal as journal_module
+from persist import writer as writer_module
 from persist.journal import Journal
 from tests.model.memory import SimBoard
 from tests.model.oracle import codec
@@ -40,7 +41,7 @@ class SimJournal(Journal):
     @classmethod
     def open(cls, directory: Any, **options: Any) -> Any:
         sim = current()
-        options |= {"segment_bytes": sim.scene.segment_bytes, "files": sim.directory}
+        options |= {"segment_bytes": sim.scene.segment_bytes, "files": sim.directory, "reserve": 1024}
         return super().open(directory, **options)
 
 
@@ -77,6 +78,7 @@ def simulated(scene: Scene, clock: Clock) -> Iterator[None]:
         mock.patch.object(system_module, "make_endpoint", make_endpoint),
         mock.patch.object(gateway, "RunCodec", codec),
         mock.patch.object(journal_module, "DirectoryLock", lambda *given: current().lock(*given)),
+        mock.patch.object(writer_module, "AHEAD_BYTES", 2048),
         mock.patch.object(wiring, "attach_ring", lambda *given: current().ring(*given)),
         mock.patch.multiple(dispatch, time=clock, INLINE_LIMIT=scene.inline_limit),
         mock.patch.object(hosted, "StateCodec", _state_codec),

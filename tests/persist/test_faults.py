@@ -1,4 +1,7 @@
-"""Failing I/O: the journal is poisoned, nothing is retried, and recovery finds what was acknowledged."""
+"""Failing I/O: the journal is poisoned, nothing is retried, and recovery finds what was acknowledged.
+
+Only where space is reserved, a full disk (or a full quota) is no fault: that is JournalFull, see test_disk_full.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from persist import Journal, JournalPoisoned, Recovered, Send, Transaction, check, read
-from persist.files import Directory, File
+from persist import Journal, JournalFull, JournalPoisoned, Recovered, Send, Transaction, check, read
+from persist import writer as writer_module
+from persist.files import NO_ROOM, Directory, File
 from tests.persist.building import after, meaning, open_journal, path_of, series, snapshots, transaction
+
+ERRORS = {name: getattr(errno, name) for name in ("EIO", "ENOSPC", "EDQUOT", "EINTR")}
 
 
 @dataclass
 class Fault:
-    """Fails call number `at`; `kind` says how. (Calls that only sync are not really made: it takes too long.)"""
+    """Fails call number `at`; `kind` says how: with an error, by a short write, or although it was done. (Calls that
+    only sync are not really made: it takes too long.)"""
 
     at: int
     kind: str
@@ -25,14 +32,22 @@ class Fault:
     hit: str = ""
 
     def before(self, call: str) -> bool:
-        """Raise, or say whether this write is to be short."""
+        """Raise, or say whether this call is to be done all the same and then fail."""
         self.calls.append(call)
         if len(self.calls) != self.at:
             return False
         self.hit = call
-        if self.kind in ("short", "after") and call == "write":
+        if self.kind == "after" or (self.kind == "short" and call == "write"):
             return True
-        raise OSError(errno.ENOSPC if self.kind == "ENOSPC" else errno.EIO, f"{self.kind} in call {self.at}, {call}")
+        raise OSError(ERRORS.get(self.kind, errno.EIO), f"{self.kind} in call {self.at}, {call}")
+
+    def after(self) -> OSError:
+        return OSError(errno.EIO, f"failed after it was done, in call {self.at}")
+
+    @property
+    def is_full(self) -> bool:
+        """What failed says that there is no room, and was a call that reserves some."""
+        return self.hit == "allocate" and ERRORS.get(self.kind) in NO_ROOM
 
 
 class FailingFile(File):
@@ -40,28 +55,39 @@ class FailingFile(File):
         super().__init__(file._descriptor, file.path)
         self.fault = fault
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
         if not self.fault.before("write"):
-            return super().write(data)
+            return super().write(data, offset)
         if self.fault.kind == "short":
-            return super().write(bytes(data)[: len(data) // 2])
-        super().write(data)
-        raise OSError(errno.EIO, "failed after it was written")
+            return super().write(bytes(data)[: len(data) // 2], offset)
+        super().write(data, offset)
+        raise self.fault.after()
+
+    def allocate(self, offset: int, size: int) -> None:
+        fails = self.fault.before("allocate")
+        super().allocate(offset, size)
+        if fails:
+            raise self.fault.after()
 
     def read(self, size: int, offset: int) -> bytes:
-        self.fault.before("read")
+        if self.fault.before("read"):
+            raise self.fault.after()
         return super().read(size, offset)
 
     def size(self) -> int:
-        self.fault.before("size")
+        if self.fault.before("size"):
+            raise self.fault.after()
         return super().size()
 
     def fdatasync(self) -> None:
-        self.fault.before("fdatasync")
+        if self.fault.before("fdatasync"):
+            raise self.fault.after()
 
     def truncate(self, size: int) -> None:
-        self.fault.before("truncate")
+        fails = self.fault.before("truncate")
         super().truncate(size)
+        if fails:
+            raise self.fault.after()
 
 
 class FailingDirectory(Directory):
@@ -70,26 +96,42 @@ class FailingDirectory(Directory):
         self.fault = fault
 
     def list(self) -> list[str]:
-        self.fault.before("list")
+        if self.fault.before("list"):
+            raise self.fault.after()
         return super().list()
 
     def create(self, name: str) -> File:
-        self.fault.before("create")
-        return FailingFile(super().create(name), self.fault)
+        fails = self.fault.before("create")
+        file = FailingFile(super().create(name), self.fault)
+        if fails:
+            file.close()
+            raise self.fault.after()
+        return file
 
     def open(self, name: str, *, writable: bool = False) -> File:
-        self.fault.before("open")
+        if self.fault.before("open"):
+            raise self.fault.after()
         return FailingFile(super().open(name, writable=writable), self.fault)
 
+    def rename(self, old: str, new: str) -> None:
+        fails = self.fault.before("rename")
+        super().rename(old, new)
+        if fails:
+            raise self.fault.after()
+
     def unlink(self, name: str) -> None:
-        self.fault.before("unlink")
+        fails = self.fault.before("unlink")
         super().unlink(name)
+        if fails:
+            raise self.fault.after()
 
     def sync(self) -> None:
-        self.fault.before("sync")
+        if self.fault.before("sync"):
+            raise self.fault.after()
 
     def anchor(self) -> None:
-        self.fault.before("anchor")
+        if self.fault.before("anchor"):
+            raise self.fault.after()
 
 
 @dataclass
@@ -99,11 +141,14 @@ class Life:
     acknowledged: int = 3
     error: Exception | None = None
     opened: bool = False
+    closing: bool = False
 
     def live(self, directory: Path, level: str, fault: Fault) -> None:
         journal: Journal | None = None
         try:
-            journal, recovered = open_journal(directory, level=level, files=lambda path: FailingDirectory(path, fault))
+            journal, recovered = open_journal(
+                directory, level=level, reserve=64, files=lambda path: FailingDirectory(path, fault)
+            )
             self.opened = True
             assert meaning(recovered) == series(3)
             for number in range(4, 10):
@@ -115,7 +160,8 @@ class Life:
                     journal.rotate(after(6))
                     assert [send.edges for _, send in journal.sends(0, 5, 0)] == [[(0, 6)]]
                     journal.trim({0: 6})
-        except (OSError, JournalPoisoned) as error:
+            self.closing = True
+        except (OSError, JournalPoisoned, JournalFull) as error:
             self.error = error
         finally:
             if journal is not None:
@@ -127,6 +173,7 @@ class Life:
 def stays_poisoned(journal: Journal) -> None:
     calls: list[Callable[[], object]] = [
         lambda: journal.append(transaction(4)),
+        lambda: journal.append(Transaction(consumed=[(0, 99)])),
         journal.sync,
         lambda: journal.rotate(after(6)),
         lambda: journal.trim({0: 99}),
@@ -154,10 +201,11 @@ def torn_journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("level", ["process", "power"])
-@pytest.mark.parametrize("kind", ["EIO", "ENOSPC", "short", "after"])
+@pytest.mark.parametrize("kind", [*ERRORS, "short", "after"])
 def test_every_failing_call_poisons_and_recovery_finds_what_was_acknowledged(
-    kind: str, level: str, torn_journal: Path, tmp_path: Path
+    kind: str, level: str, torn_journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(writer_module, "AHEAD_BYTES", 0)  # space is reserved for every frame
     at, hits = 0, set()
     while True:
         at += 1
@@ -169,9 +217,18 @@ def test_every_failing_call_poisons_and_recovery_finds_what_was_acknowledged(
             assert life.error is None
             break
         hits.add(fault.hit)
-        assert life.error is not None, f"call {at}, {fault.hit}, failed and nobody heard"
-        if life.opened and fault.hit not in ("read", "open", "size"):
-            assert isinstance(life.error, JournalPoisoned), f"call {at}: {life.error!r}"
+        if fault.is_full:
+            assert life.error is None, f"call {at}: less was enough, and {life.error!r}"
+        elif life.error is None and fault.hit in ("create", "open", "size"):
+            assert ERRORS.get(kind) in NO_ROOM  # then the spare can wait
+        elif life.closing:
+            assert (fault.hit, life.error) == ("truncate", None)  # readers do not mind what was reserved
+        else:
+            assert life.error is not None, f"call {at}, {fault.hit}, failed and nobody heard"
+            if life.opened and fault.hit not in ("read", "open", "size"):
+                assert isinstance(life.error, JournalPoisoned), f"call {at}: {life.error!r}"
+            if isinstance(life.error, JournalPoisoned):
+                assert len(fault.calls) == at, f"went on after call {at}: {fault.calls[at:]}"
         found = read(directory)
         assert meaning(found) in (series(life.acknowledged), series(life.acknowledged + 1)), f"call {at}, {fault.hit}"
         journal, recovered = open_journal(directory)
@@ -186,16 +243,16 @@ def test_every_failing_call_poisons_and_recovery_finds_what_was_acknowledged(
         report = check(directory)
         assert report.ok, f"call {at}: {report}"
         shutil.rmtree(directory)
-    expected = {"list", "open", "read", "size", "create", "write", "truncate", "unlink"}
+    expected = {"list", "open", "read", "size", "create", "allocate", "write", "truncate", "rename", "unlink"}
     assert hits == expected | ({"fdatasync", "sync", "anchor"} if level == "power" else set())
-    assert at > 30
+    assert at > 50
 
 
 def test_poisoned_journal_says_where_and_why(tmp_path: Path) -> None:
     fault = Fault(-1, "short")
     journal, _ = open_journal(tmp_path, files=lambda path: FailingDirectory(path, fault))
     journal.append(transaction(1))
-    size = path_of(tmp_path, 1).stat().st_size
+    size = journal._writer.offset
     fault.at = len(fault.calls) + 1
     with pytest.raises(JournalPoisoned) as poisoned:
         journal.append(transaction(2))
@@ -227,34 +284,52 @@ class Interrupt(BaseException):
     pass
 
 
-class InterruptedFile(File):
-    """A signal handler raises when the write has been made and nobody has taken note of it yet."""
+class Interrupting(Fault):
+    """A signal handler raises when the call has been made and nobody has taken note of it yet."""
 
-    armed = False
-
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        written = super().write(data)
-        if InterruptedFile.armed:
-            raise Interrupt
-        return written
+    def after(self) -> OSError:
+        raise Interrupt
 
 
-class InterruptedDirectory(Directory):
-    def create(self, name: str) -> File:
-        file = super().create(name)
-        return InterruptedFile(file._descriptor, file.path)
-
-
-def test_interrupted_write_poisons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_write_poisons(tmp_path: Path) -> None:
     """Going on would write the next frame for a position that is taken."""
-    journal, _ = open_journal(tmp_path, files=InterruptedDirectory)
-    monkeypatch.setattr(InterruptedFile, "armed", True)
+    fault = Interrupting(-1, "after")
+    journal, _ = open_journal(tmp_path, files=lambda path: FailingDirectory(path, fault))
+    journal.append(transaction(1))
+    fault.at = len(fault.calls) + 1
     with pytest.raises(Interrupt):
-        journal.append(transaction(1))
-    monkeypatch.setattr(InterruptedFile, "armed", False)
+        journal.append(transaction(2))
+    assert fault.hit == "write"
     stays_poisoned(journal)
     journal.close()
-    assert meaning(read(tmp_path)) == series(1)
+    assert meaning(read(tmp_path)) == series(2)
+
+
+@pytest.mark.parametrize("level", ["process", "power"])
+def test_interrupted_rotation_poisons(level: str, tmp_path: Path) -> None:
+    """Going on in the old segment when the new one has its name would leave a journal that nobody can read."""
+    hits = set()
+    for ahead in range(1, 20):
+        fault, directory = Interrupting(-1, "after"), tmp_path / str(ahead)
+        journal, _ = open_journal(directory, level=level, files=lambda path, f=fault: FailingDirectory(path, f))
+        journal.append(transaction(1))
+        fault.at = len(fault.calls) + ahead
+        try:
+            journal.rotate(after(1))
+        except Interrupt:
+            hits.add(fault.hit)
+            if fault.hit == "fdatasync" and ahead == 1:
+                journal.append(transaction(2))  # of the old segment: that changed nothing
+            else:
+                stays_poisoned(journal)
+        fault.at = -1
+        journal.close()
+        assert meaning(read(directory)) in (series(1), series(2))
+        if not fault.hit:
+            break
+    assert hits == {"open", "size", "create", "allocate", "write", "rename", "truncate"} | (
+        {"fdatasync", "sync"} if level == "power" else set()
+    )
 
 
 def test_large_write_leaves_no_large_buffer_behind(tmp_path: Path) -> None:
