@@ -11,7 +11,7 @@ import ssl
 from typing import Protocol, cast
 
 from bus.handshake import LIMIT, Dialogue, Session, refusal
-from bus.stream_frames import HEARTBEAT, SEAL_BYTES, FrameBuffer, Seal, frame
+from bus.stream_frames import HEARTBEAT, INITIAL_BYTES, SEAL_BYTES, FrameBuffer, Seal, frame
 from bus.stream_policy import Pulse
 from bus.transport_errors import ConnectionLost, HandshakeFailed, StreamFault, TlsFailed
 
@@ -73,7 +73,7 @@ class Connection(asyncio.BufferedProtocol):
             self._shake(None)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer.room()
+        return self._buffer.room() if self.fault is None else memoryview(bytearray(INITIAL_BYTES))  # for nobody
 
     def buffer_updated(self, nbytes: int) -> None:
         if self.fault is not None:

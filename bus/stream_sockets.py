@@ -18,10 +18,13 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 from bus.addresses import Address, TcpAddress, UnixAddress, is_loopback_ip, stays_here
 from bus.transport_errors import AddressInUse, BeyondLoopback, ForeignUser, InsecureAddress, UnusableSocketFile
+
+SocketAddress: TypeAlias = tuple[str, int, *tuple[int, ...]]
 
 BACKLOG = 128
 TURN = 5.0  # seconds to wait for others who open the same path
@@ -202,7 +205,7 @@ async def _connect(family: int, to: str | tuple[str | int, ...]) -> socket.socke
     return connected
 
 
-async def _resolve(address: TcpAddress) -> list[tuple[int, tuple[str, int, *tuple[int, ...]]]]:
+async def _resolve(address: TcpAddress) -> list[tuple[int, SocketAddress]]:
     """Families and socket addresses, none twice. Literal addresses need no thread."""
     try:
         infos = socket.getaddrinfo(
@@ -214,7 +217,7 @@ async def _resolve(address: TcpAddress) -> list[tuple[int, tuple[str, int, *tupl
     return list(_distinct(infos))
 
 
-def _distinct(infos: list) -> Iterator[tuple[int, tuple[str, int, *tuple[int, ...]]]]:  # type: ignore[type-arg]
+def _distinct(infos: Iterable[tuple[int, int, int, str, Any]]) -> Iterator[tuple[int, SocketAddress]]:
     seen = set()
     for family, _, _, _, sockaddr in infos:
         if sockaddr not in seen:

@@ -63,6 +63,7 @@ log = logging.getLogger("ringleader")
 Places: TypeAlias = Mapping[str, Address] | Mapping[int, Address] | Mapping[PeerId, Address]
 
 MAX_FRAME_BYTES = 1 << 20
+USUAL = Timing()
 _OUT_OF_SOCKETS = 0.1  # seconds until the next try to accept
 _ROUNDS = 100  # of the event loop; asyncio closes a socket some rounds after it was told to
 
@@ -127,7 +128,7 @@ class StreamTransport:
         max_handshakes: int = 64,
         inbound_bytes: int = 4 << 20,
         outbound_bytes: int = 1 << 20,
-        timing: Timing = Timing(),  # noqa: B008  # frozen
+        timing: Timing = USUAL,
         on_event: Callable[[StreamEvent], None] | None = None,
         dice: Random | None = None,
     ) -> Self:
@@ -214,12 +215,10 @@ class StreamTransport:
         self._inbox.close(TransportClosed())
         if self._timer is not None:
             self._timer.cancel()
-        connections = list(self._meetings.connections)
-        for connection in connections:
+        for connection in (connections := list(self._meetings.connections)):
             connection.end(ConnectionLost("this end was closed"), flush=True)
         self._stop_listening()
-        tasks = [*self._tasks, *self._admissions]
-        for task in tasks:
+        for task in (tasks := [*self._tasks, *self._admissions]):
             task.cancel()
         try:
             await asyncio.gather(*tasks, return_exceptions=True)

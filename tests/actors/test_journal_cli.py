@@ -223,7 +223,7 @@ def test_verify_does_not_mind_a_torn_tail(alone: Path) -> None:
 
 
 WRITER = """
-import sys
+import sys, time
 from tests.persist.building import after, open_journal, transaction
 journal, _ = open_journal(sys.argv[1])
 number = 0
@@ -232,7 +232,8 @@ while True:
     journal.append(transaction(number))
     if number % 100 == 0:
         journal.rotate(after(number))
-        journal.trim({0: number - 150})
+        journal.trim({0: number - 1000})
+    time.sleep(0.0002)
     if number == 300:
         print("up", flush=True)
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -287,19 +289,18 @@ def test_one_changed_byte_anywhere_never_makes_a_session_with_others(turn, data)
     assert other.session is None
 
 
+def replaced_at(target, garbage, passing, message):
+    return garbage if next(passing) == target else message
+
+
 @given(st.integers(0, 2), st.binary(max_size=200), st.booleans())
 def test_garbage_at_any_turn_is_a_fault_and_nothing_else(turn, garbage, keyed):
     mine, theirs = (BOB, ALICE) if keyed else (terms("bob"), terms("alice"))
     for listens in (0, 1):
-        number = -1
-
-        def change(message):
-            nonlocal number
-            number += 1
-            return garbage if number == 2 * turn + listens else message  # noqa: B023
-
+        passing = itertools.count()
+        target = 2 * turn + listens
         one, other = connecting(mine), accepting(theirs)
-        shake(one, other, change)
+        shake(one, other, partial(replaced_at, target, garbage, passing))
         told = other if listens == 0 else one
-        if number >= 2 * turn + listens:
+        if next(passing) > target:
             assert isinstance(told.fault, HandshakeFailed) or garbage == b"\x03"

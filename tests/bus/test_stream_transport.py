@@ -9,11 +9,14 @@ import os
 import resource
 import secrets
 import socket
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import bus
 from bus import (
     FrameTooLarge,
     StreamTransport,
@@ -785,3 +788,17 @@ async def test_a_defect_in_the_background_is_raised_to_who_waits(unix, monkeypat
 async def test_what_cannot_be_is_refused_when_opening(unix, wrong):
     with pytest.raises(ValueError):
         await StreamTransport.open(**{"local_id": "alice", "listen": [unix], **wrong})
+
+
+def test_a_worker_that_imports_bus_does_not_load_what_streams_need():
+    """The names are there all the same, and are imported when they are asked for."""
+    program = """
+import sys, bus
+assert not {"asyncio", "ssl", "bus.stream_transport"} & sys.modules.keys(), "loaded too early"
+assert set(bus.__all__) <= set(dir(bus))
+assert all(getattr(bus, name) is not None for name in bus.__all__)
+assert "bus.stream_transport" in sys.modules
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="Nothing"):
+        bus.Nothing
