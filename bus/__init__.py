@@ -41,11 +41,8 @@ from bus.layout import (
 from bus.segment import Segment, remove_stale
 
 if TYPE_CHECKING:
-    from bus.addresses import TLS, TcpAddress, UnixAddress
-    from bus.stream_events import Connected, Disconnected, Rejected, StreamEvent, StreamStatistics, Unreachable
-    from bus.stream_policy import Timing
-    from bus.stream_transport import StreamTransport
-    from bus.transport_errors import (
+    from bus.streams.addresses import TLS, TcpAddress, UnixAddress
+    from bus.streams.errors import (
         AddressInUse,
         FrameTooLarge,
         HandshakeFailed,
@@ -55,6 +52,9 @@ if TYPE_CHECKING:
         TransportError,
         UnusableSocketFile,
     )
+    from bus.streams.events import Connected, Disconnected, Rejected, StreamEvent, StreamStatistics, Unreachable
+    from bus.streams.policy import Timing
+    from bus.streams.transport import StreamTransport
 
 __all__ = [
     "RING_IMPLEMENTATION",
@@ -111,11 +111,11 @@ __all__ = [
 ]
 
 _LATER = {
-    "bus.addresses": "TLS TcpAddress UnixAddress",
-    "bus.stream_events": "Connected Disconnected Rejected StreamEvent StreamStatistics Unreachable",
-    "bus.stream_policy": "Timing",
-    "bus.stream_transport": "StreamTransport",
-    "bus.transport_errors": "AddressInUse FrameTooLarge HandshakeFailed InsecureAddress StreamFault TransportClosed "
+    "bus.streams.addresses": "TLS TcpAddress UnixAddress",
+    "bus.streams.events": "Connected Disconnected Rejected StreamEvent StreamStatistics Unreachable",
+    "bus.streams.policy": "Timing",
+    "bus.streams.transport": "StreamTransport",
+    "bus.streams.errors": "AddressInUse FrameTooLarge HandshakeFailed InsecureAddress StreamFault TransportClosed "
     "TransportError UnusableSocketFile",
 }
 _WHERE = {name: module for module, names in _LATER.items() for name in names.split()}

@@ -10,10 +10,10 @@ import asyncio
 import ssl
 from typing import Protocol, cast
 
-from bus.handshake import LIMIT, Dialogue, Session, refusal
-from bus.stream_frames import HEARTBEAT, INITIAL_BYTES, SEAL_BYTES, FrameBuffer, Seal, frame
-from bus.stream_policy import Pulse
-from bus.transport_errors import ConnectionLost, HandshakeFailed, StreamFault, TlsFailed
+from bus.streams.errors import ConnectionLost, HandshakeFailed, StreamFault, TlsFailed
+from bus.streams.frames import HEARTBEAT, INITIAL_BYTES, SEAL_BYTES, FrameBuffer, Seal, frame
+from bus.streams.handshake import LIMIT, Dialogue, Session, refusal
+from bus.streams.policy import Pulse
 
 READ_BYTES = 1 << 17  # what one read may bring
 

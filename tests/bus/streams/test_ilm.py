@@ -8,10 +8,10 @@ from random import Random
 import pytest
 
 from bus import StreamTransport, TcpAddress, UnixAddress
-from bus.transport_errors import ConnectionLost
+from bus.streams.errors import ConnectionLost
 from persist.backend_memory import MemoryBackend
 from persist.ilm import ILM
-from tests.bus.stream_building import KEY, QUICK, asynchronous
+from tests.bus.streams.building import KEY, QUICK, asynchronous
 
 COUNT = 3_000
 CUTS = 25

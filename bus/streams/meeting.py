@@ -9,12 +9,12 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from bus import stream_sockets
-from bus.addresses import TLS, Address, PeerId, TcpAddress, UnixAddress, authenticates
-from bus.handshake import NONCE_BYTES, Dialogue, Terms, acceptor, connector
-from bus.stream_connection import Connection, Owner
-from bus.stream_policy import Timing
-from bus.transport_errors import ConnectionLost, HandshakeTimedOut, StreamFault, TlsFailed
+from bus.streams import sockets as stream_sockets
+from bus.streams.addresses import TLS, Address, PeerId, TcpAddress, UnixAddress, authenticates
+from bus.streams.connection import Connection, Owner
+from bus.streams.errors import ConnectionLost, HandshakeTimedOut, StreamFault, TlsFailed
+from bus.streams.handshake import NONCE_BYTES, Dialogue, Terms, acceptor, connector
+from bus.streams.policy import Timing
 
 
 class Meetings:

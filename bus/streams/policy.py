@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bus.addresses import PeerId
-from bus.handshake import encode_id
+from bus.streams.addresses import PeerId
+from bus.streams.handshake import encode_id
 
 LONGEST_HEARTBEAT = 60.0  # of what a peer may announce
 

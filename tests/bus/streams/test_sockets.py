@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from bus import TLS, AddressInUse, InsecureAddress, StreamTransport, TcpAddress, UnixAddress, UnusableSocketFile
-from bus import stream_sockets as sockets
-from bus.addresses import Address, is_loopback_ip, stays_here
-from bus.transport_errors import BeyondLoopback, ForeignUser
-from tests.bus.stream_building import KEY, QUICK, Watch, asynchronous, pair
+from bus.streams import sockets
+from bus.streams.addresses import Address, is_loopback_ip, stays_here
+from bus.streams.errors import BeyondLoopback, ForeignUser
+from tests.bus.streams.building import KEY, QUICK, Watch, asynchronous, pair
 
 LOCALHOST = TcpAddress("127.0.0.1", 0)
 

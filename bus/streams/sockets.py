@@ -21,8 +21,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
-from bus.addresses import Address, TcpAddress, UnixAddress, is_loopback_ip, stays_here
-from bus.transport_errors import AddressInUse, BeyondLoopback, ForeignUser, InsecureAddress, UnusableSocketFile
+from bus.streams.addresses import Address, TcpAddress, UnixAddress, is_loopback_ip, stays_here
+from bus.streams.errors import AddressInUse, BeyondLoopback, ForeignUser, InsecureAddress, UnusableSocketFile
 
 SocketAddress: TypeAlias = tuple[str, int, *tuple[int, ...]]
 

@@ -2,7 +2,7 @@
 
 Contract (that of persist/transport.py, which it fits without knowing it)
 - A frame arrives whole and unchanged, or not at all; frames of one connection arrive in order. What was on its way when
-  a connection ended is lost. `next_message` says who sent a frame as truly as the handshake can (bus/handshake.py).
+  a connection ended is lost. `next_message` says who sent a frame as truly as the handshake can (handshake.py).
 - There is at most one connection with a peer. Whoever is named in `connect` is connected to again and again, with a
   growing, scattered delay; others are waited for.
 - Nothing that a peer sends, or does not send, affects other connections: the connection ends, the reason is an event,
@@ -27,24 +27,10 @@ from random import Random
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from bus import stream_sockets
-from bus.addresses import TLS, Address, PeerId, TcpAddress, authenticates, stays_here
-from bus.handshake import LEAST_KEY_BYTES, LIMIT, Session, Terms, check_id
-from bus.stream_connection import Connection
-from bus.stream_events import (
-    Connected,
-    Counts,
-    Disconnected,
-    Noise,
-    Rejected,
-    StreamEvent,
-    StreamStatistics,
-    Unreachable,
-)
-from bus.stream_inbox import Inbox
-from bus.stream_meeting import Meetings
-from bus.stream_policy import Pulse, Tie, Timing, failures_after, newer_stays, retry_delay, silence_limit
-from bus.transport_errors import (
+from bus.streams import sockets as stream_sockets
+from bus.streams.addresses import TLS, Address, PeerId, TcpAddress, authenticates, stays_here
+from bus.streams.connection import Connection
+from bus.streams.errors import (
     AlreadyConnected,
     ConnectionLost,
     FrameTooLarge,
@@ -57,6 +43,20 @@ from bus.transport_errors import (
     TooManyPeers,
     TransportClosed,
 )
+from bus.streams.events import (
+    Connected,
+    Counts,
+    Disconnected,
+    Noise,
+    Rejected,
+    StreamEvent,
+    StreamStatistics,
+    Unreachable,
+)
+from bus.streams.handshake import LEAST_KEY_BYTES, LIMIT, Session, Terms, check_id
+from bus.streams.inbox import Inbox
+from bus.streams.meeting import Meetings
+from bus.streams.policy import Pulse, Tie, Timing, failures_after, newer_stays, retry_delay, silence_limit
 
 log = logging.getLogger("ringleader")
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.stream_frames import HEADER_BYTES, INITIAL_BYTES, FrameBuffer, Seal, frame
-from bus.transport_errors import FrameForged, FrameTooLong
+from bus.streams.errors import FrameForged, FrameTooLong
+from bus.streams.frames import HEADER_BYTES, INITIAL_BYTES, FrameBuffer, Seal, frame
 
 LIMIT = 1 << 14
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from bus.stream_inbox import OVERHEAD, Inbox
-from tests.bus.stream_building import asynchronous
+from bus.streams.inbox import OVERHEAD, Inbox
+from tests.bus.streams.building import asynchronous
 
 SHARE = 10 * OVERHEAD
 

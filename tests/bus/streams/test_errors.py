@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 
-from bus import transport_errors
 from bus.errors import BusError
-from bus.transport_errors import HandshakeFailed, Refusal, TransportClosed
+from bus.streams import errors as transport_errors
+from bus.streams.errors import HandshakeFailed, Refusal, TransportClosed
 
 SAMPLES = {
     "TransportClosed": (),

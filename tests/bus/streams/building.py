@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from bus import StreamEvent, StreamTransport, TcpAddress, Timing, UnixAddress
-from bus.addresses import Address, PeerId
-from bus.handshake import Dialogue, Session, Terms, acceptor, connector
-from bus.stream_frames import FrameBuffer, frame
+from bus.streams.addresses import Address, PeerId
+from bus.streams.frames import FrameBuffer, frame
+from bus.streams.handshake import Dialogue, Session, Terms, acceptor, connector
 
 DEADLINE = 20.0
 KEY = b"a secret of 32 bytes, or thereby"

@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 from bus import TLS, StreamTransport, TcpAddress, Timing
-from tests.bus.stream_building import KEY, QUICK, RawPeer, Watch, asynchronous, frames, pair
+from tests.bus.streams.building import KEY, QUICK, RawPeer, Watch, asynchronous, frames, pair
 
 PLACE = TcpAddress("127.0.0.1", 0)
 

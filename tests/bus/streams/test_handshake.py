@@ -11,21 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.handshake import (
-    IDENTITY,
-    LIMIT,
-    NONCE_BYTES,
-    PROOF,
-    VERSION,
-    acceptor,
-    check_id,
-    connector,
-    decode_id,
-    encode_id,
-    refusal,
-)
-from bus.stream_frames import Seal
-from bus.transport_errors import (
+from bus.streams.errors import (
     AlreadyConnected,
     FrameForged,
     FrameLimitMismatch,
@@ -39,7 +25,21 @@ from bus.transport_errors import (
     WrongKey,
     WrongPeer,
 )
-from tests.bus.stream_building import KEY, terms
+from bus.streams.frames import Seal
+from bus.streams.handshake import (
+    IDENTITY,
+    LIMIT,
+    NONCE_BYTES,
+    PROOF,
+    VERSION,
+    acceptor,
+    check_id,
+    connector,
+    decode_id,
+    encode_id,
+    refusal,
+)
+from tests.bus.streams.building import KEY, terms
 
 ONE, TWO = bytes(range(NONCE_BYTES)), bytes(range(100, 100 + NONCE_BYTES))
 ALICE, BOB = terms("alice", key=KEY), terms("bob", key=KEY)

@@ -1,6 +1,6 @@
 """Who is at the other end: the handshake of stream connections, version 1. Pure: no socket, no clock, nonces are given.
 
-Everything is little endian and travels in frames (bus/stream_frames.py) of at most 1 KiB; a dialogue is a generator
+Everything is little endian and travels in frames (bus/streams/frames.py) of at most 1 KiB; a dialogue is a generator
 that is sent what came and yields what to send.
 
     connector                                                            acceptor
@@ -43,8 +43,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from bus.addresses import PeerId
-from bus.transport_errors import (
+from bus.streams.addresses import PeerId
+from bus.streams.errors import (
     FrameLimitMismatch,
     HandshakeFailed,
     MalformedHandshake,

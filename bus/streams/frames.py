@@ -18,7 +18,7 @@ from __future__ import annotations
 import hmac
 from typing import Final
 
-from bus.transport_errors import FrameForged, FrameTooLong
+from bus.streams.errors import FrameForged, FrameTooLong
 
 HEADER_BYTES: Final = 4
 SEAL_BYTES: Final = 16

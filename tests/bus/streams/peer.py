@@ -1,4 +1,4 @@
-"""The other process of the process tests: `python -m tests.bus.stream_peer PATH`. Listens as alice, says so, and sends
+"""The other process of the process tests: `python -m tests.bus.streams.peer PATH`. Listens as alice, says so, and sends
 everything back, until it is killed."""
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.stream_policy import Pulse, Tie, Timing, failures_after, newer_stays, retry_delay, silence_limit
+from bus.streams.policy import Pulse, Tie, Timing, failures_after, newer_stays, retry_delay, silence_limit
 
 TIMING = Timing(heartbeat=2.0, missed=4, retry_first=0.1, retry_longest=5.0, steady=1.0)
 

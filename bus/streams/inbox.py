@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from typing import Final, Protocol
 
-from bus.addresses import PeerId
+from bus.streams.addresses import PeerId
 
 OVERHEAD: Final = 128  # bytes that a frame takes beside its contents, about
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
-from bus.addresses import PeerId
-from bus.transport_errors import AlreadyConnected, HandshakeFailed, StreamFault
+from bus.streams.addresses import PeerId
+from bus.streams.errors import AlreadyConnected, HandshakeFailed, StreamFault
 
 QUIET_FOR = 1.0  # seconds in which the same is not logged again
 

@@ -25,13 +25,13 @@ from bus import (
     TransportClosed,
     UnixAddress,
 )
-from bus.handshake import connector
-from bus.stream_connection import READ_BYTES
-from bus.stream_frames import frame
-from bus.stream_inbox import OVERHEAD
-from bus.transport_errors import Refusal, RefusedByPeer
+from bus.streams.connection import READ_BYTES
+from bus.streams.errors import Refusal, RefusedByPeer
+from bus.streams.frames import frame
+from bus.streams.handshake import connector
+from bus.streams.inbox import OVERHEAD
 from persist.transport import Transport
-from tests.bus.stream_building import (
+from tests.bus.streams.building import (
     KEY,
     QUICK,
     RESTLESS,
@@ -775,7 +775,7 @@ async def test_a_defect_in_the_background_is_raised_to_who_waits(unix, monkeypat
     def breaks(*anything):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("bus.stream_transport.retry_delay", breaks)
+    monkeypatch.setattr("bus.streams.transport.retry_delay", breaks)
     async with await StreamTransport.open("bob", connect={"alice": unix}) as bob:
         with pytest.raises(ZeroDivisionError):
             await bob.next_message()
@@ -794,10 +794,10 @@ def test_a_worker_that_imports_bus_does_not_load_what_streams_need():
     """The names are there all the same, and are imported when they are asked for."""
     program = """
 import sys, bus
-assert not {"asyncio", "ssl", "bus.stream_transport"} & sys.modules.keys(), "loaded too early"
+assert not {"asyncio", "ssl", "bus.streams.transport"} & sys.modules.keys(), "loaded too early"
 assert set(bus.__all__) <= set(dir(bus))
 assert all(getattr(bus, name) is not None for name in bus.__all__)
-assert "bus.stream_transport" in sys.modules
+assert "bus.streams.transport" in sys.modules
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
     with pytest.raises(AttributeError, match="Nothing"):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from bus import AddressInUse, StreamTransport, UnixAddress
-from tests.bus.stream_building import QUICK, RESTLESS, Watch, asynchronous, frames
+from tests.bus.streams.building import QUICK, RESTLESS, Watch, asynchronous, frames
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def unix(tmp_path):
 
 async def start(address):
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.bus.stream_peer", address.path, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "tests.bus.streams.peer", address.path, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     assert await process.stdout.readline() == b"listening\n"
