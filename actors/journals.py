@@ -25,8 +25,8 @@ from persist.load import READ_ATTEMPTS
 from persist.lock import NAME as LOCK
 from persist.repair import Elsewhere
 
-READINGS = 5  # of a journal that is written to: a fault that two readings in a row agree on is one
-BETWEEN_READINGS = 0.1
+READINGS = 20  # of a journal that is written to: a fault that two readings in a row agree on is one
+BETWEEN_READINGS = 0.02
 
 
 class CannotFind(RingleaderError):
@@ -129,26 +129,32 @@ def verify(worker: str, path: Path) -> Verdict:
     """A journal that is written to cannot be read in one instant, so what a single reading finds there may only be what
     was being written. What two readings in a row find is there."""
     report, found = _checked(path), set[str]()
+    faults, gaps = report.faults, report.gaps
     for _ in range(READINGS):
-        if report.ok or writer(path) is None:
+        if not (faults or gaps) or writer(path) is None:
             break
         before, found = found, {_what(fault) for fault in report.faults} | set(report.gaps)
-        if before & found:
+        faults = [fault for fault in report.faults if _what(fault) in before]
+        gaps = [gap for gap in report.gaps if gap in before]
+        if faults or gaps:
             break
         time.sleep(BETWEEN_READINGS)
         report = _checked(path)
+        faults, gaps = report.faults, report.gaps
+    else:
+        faults, gaps = [], []  # no two readings agreed on any
     holder = writer(path)
     return Verdict(
         worker=worker,
         directory=str(path),
-        ok=report.ok,
+        ok=not (faults or gaps),
         segments=len(report.segments),
         frames=report.frames,
         size_bytes=report.bytes,
         in_use_by=holder,
         torn_tail=str(report.torn.reason) if report.torn is not None and holder is None else "",
-        faults=[str(fault) for fault in report.faults],
-        gaps=report.gaps,
+        faults=[str(fault) for fault in faults],
+        gaps=gaps,
     )
 
 

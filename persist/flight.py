@@ -63,8 +63,8 @@ class Flight:
         if self.deadline is None:
             self.await_answer(now)
 
-    def land(self, through: int, published: int, now: float) -> None:
-        """Everything up to `through` is acknowledged, and that is progress."""
+    def land(self, through: int, now: float) -> None:
+        """Everything up to `through` is acknowledged."""
         frames = self._frames
         while frames and frames[0][0] <= through:
             self._bytes -= frames.popleft()[1]
@@ -72,9 +72,6 @@ class Flight:
             took = now - self._timed[1]
             self._response = took if not self._response else 0.875 * self._response + 0.125 * took
             self._timed = None
-        self.deadline = None
-        if published > through:
-            self.await_answer(now)
 
     def turn_back(self, published: int) -> None:
         """What is above `published` will be published again."""

@@ -35,6 +35,7 @@ class Peering(Generic[M]):
         self.report = report
         self.problems: dict[str, ILMError] = {}
         self.held = 0  # commits that must be durable before anything more is sent
+        self.is_sending = False  # the transport has a frame, and not taken it yet
         self.is_leaving = False  # it is being forgotten: senders wait
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -46,6 +47,11 @@ class Peering(Generic[M]):
             spawn(publish, f"publish to {self.peer!r}"),
             spawn(self.delivery.run, f"deliver from {self.peer!r}"),
         ]
+
+    @property
+    def has_last_words(self) -> bool:
+        """There is something to say that is not said."""
+        return self.is_sending or (self.session.has_due and not self.held)
 
     def release(self) -> None:
         self.held -= 1
@@ -70,10 +76,12 @@ class Peering(Generic[M]):
             if len(frame) > transport.max_frame_bytes:  # committed when frames were longer
                 self._report_size(len(frame), transport.max_frame_bytes)
                 continue
+            self.is_sending = True
             try:
                 await transport.send_message(self.peer, frame)
             except Exception as error:
                 raise TransportFailed(f"{type(error).__name__}: {error}") from error
+            self.is_sending = False
 
     def _report_size(self, size: int, limit: int) -> None:
         if "size" not in self.problems:

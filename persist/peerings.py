@@ -349,7 +349,7 @@ class Peerings(Generic[M]):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS):
                 await self.commits.durable()
-        while loop.time() < last and any(one.session.has_due for one in self.known.values()) and not self.failure:
+        while loop.time() < last and any(one.has_last_words for one in self.known.values()) and not self.failure:
             await asyncio.sleep(0.001)
 
     async def close(self) -> None:

@@ -15,7 +15,6 @@ from persist.errors import DamagedJournal, NotAJournal, PersistError
 from persist.files import Directory, File, is_zeros
 from persist.format import (
     SEGMENT_HEADER,
-    TRANSACTION,
     BadFrame,
     Frame,
     TornTail,
@@ -191,7 +190,7 @@ def _misfit(directory: Directory, piece: Piece, following: Segment) -> DamagedJo
 def _search(file: File, segment: Segment, start: int) -> Iterator[Frame]:
     """Good transactions at any aligned offset from `start` on. Gives up when payloads make the search too dear."""
     data = memoryview(file.read(max(0, file.size() - start), start))
-    pattern = re.compile(re.escape(struct.pack("<B3xI", TRANSACTION, segment.epoch)))
+    pattern = re.compile(rb"\x02..." + re.escape(struct.pack("<I", segment.epoch)), re.DOTALL)
     effort, at = SEARCH_EFFORT * len(data), 0
     while (match := pattern.search(data, at + 8)) is not None:
         found = match.start() - 8

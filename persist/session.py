@@ -300,7 +300,9 @@ class Session:
             outbound.acknowledge(number)
         except ProtocolViolation as violation:
             return self._found(LostOwnState(self.peer, "sent", number, violation.limit))
-        self._flight.land(number, outbound.published, now)
+        self._flight.land(number, now)
+        if self.greeted:  # else an answer to the greeting is awaited
+            self._await_progress(now)
         return Received(acked=number)
 
     # --- greetings
@@ -361,16 +363,19 @@ class Session:
                 self._rewind(poll.number)
             except ProtocolViolation as violation:
                 return self._found(LostOwnState(self.peer, "sent", poll.number, violation.limit), remember)
-        behind = self.outbound.published > self.outbound.acked
         first, self._reach = self._reach is not None, None
         if self.greeted:
-            self._flight.answered(now, is_behind=behind)
+            self._flight.answered(now, is_behind=self.outbound.published > self.outbound.acked)
         else:
             self.greeted = True
-            self._flight.deadline = None
-            if behind:
-                self._flight.await_answer(now)
+            self._await_progress(now)
         return Received(remember=remember, first=first, healed=healed)
+
+    def _await_progress(self, now: float) -> None:
+        """From now on, if anything is not acknowledged."""
+        self._flight.deadline = None
+        if self.outbound.published > self.outbound.acked:
+            self._flight.await_answer(now)
 
     def _found(self, problem: PeerLostState | LostOwnState, remember: int = 0) -> Received:
         """Exchange nothing more, and let the peer know."""

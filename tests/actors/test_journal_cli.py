@@ -257,7 +257,8 @@ def test_a_journal_is_looked_at_while_it_is_written(written: tuple[Path, int]) -
         assert (code, err) == (0, ""), out
         assert f"ok, {out.split(', ')[1]}" in out
         assert f"in use by process {pid}: up to its end at this moment" in out
-    assert told(ringleader("ls", path))[0] == 0
+    code, out, _ = told(ringleader("ls", path))
+    assert code == 0, out
     code, _, err = told(ringleader("repair", path))
     assert code == 3
     assert f"in use by process {pid}; nothing was changed" in err

@@ -17,7 +17,7 @@ from persist.link import NEW, Inbound, Kind, Outbound, Verdict
 from persist.session import NOTHING, Session
 
 NOISY = ("lose", "double", "reorder", "replay", "reconnect", "crash")
-GOING_BACK = ("go_back", "crash")
+GOING_BACK = ("go_back", "lose", "crash")
 LOSSY = ("lose_all", "go_back", "forget", "crash", "replay", "lose")
 
 
@@ -153,6 +153,16 @@ def own_loss_unseen(original: Any) -> Any:
     return found
 
 
+def ack_ends_the_greeting(original: Any) -> Any:
+    def acknowledged(self: Session, number: int, now: float) -> Any:
+        found = original(self, number, now)
+        if found.acked and not self.greeted:
+            self._flight.deadline = None
+        return found
+
+    return acknowledged
+
+
 def never_asks(original: Any) -> Any:
     return lambda self, now: False
 
@@ -210,6 +220,13 @@ MUTANTS = [
         "once order alarm",
     ),
     Mutant("no_retry", "the peer is never asked again", replaced(Flight, "tick", never_asks), "liveness"),
+    Mutant(
+        "ack_for_answer",
+        "an acknowledgement ends the wait for the answer to the greeting",
+        replaced(Session, "_acknowledged", ack_ends_the_greeting),
+        "liveness",
+        GOING_BACK,
+    ),
     Mutant("no_answer", "questions are not answered", replaced(Session, "_polled", no_answer), "liveness"),
     Mutant(
         "no_window",

@@ -335,7 +335,8 @@ def wander(world: World, random: Random, steps: int, faults: tuple[str, ...]) ->
         fault = random.choice(faults) if faults and dice < 0.25 else ""
         index = random.randrange(1 << 16)
         if fault == "lose":
-            world.lose(index)
+            for _ in range(random.choice([1, 1, 20])):
+                world.lose(index)
         elif fault == "double":
             world.arrive(index, keep=True)
         elif fault == "reorder":

@@ -33,6 +33,7 @@ from persist.format import SEGMENT_HEADER, TRANSACTION, encode_frame, encode_seg
 from persist.history import LOST, Record, replay
 from persist.history_errors import CannotRepair, DiscardNeeded
 from persist.repair import Elsewhere, Repair, repair
+from persist.salvage import behind, examine
 from persist.setting_aside import MARKER
 
 from .building import PEERS, after, filled, in_segments, meaning, open_journal, path_of, series, transaction
@@ -138,6 +139,25 @@ def test_a_torn_tail_is_left_to_recovery(journal: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
     assert repair(journal, discard=True).action == "nothing"
     assert files(journal).keys() == before.keys()
+
+
+def test_the_beginning_of_a_segment_that_a_crash_left_behind_damage_does_not_stay(journal: Path) -> None:
+    in_segments(journal, 3, 3)
+    offset = [offset for path, offset, *_ in frames(journal) if path == path_of(journal, 2)][2]
+    flip(path_of(journal, 2), offset + 20)
+    header = encode_segment_header(3, read_end(journal))
+    path_of(journal, 3).write_bytes(header + bytes(500))
+    damaged = files(journal)
+    found = repair(journal, discard=True)
+    assert found.action == "back"
+    assert files(found.original) == damaged
+    assert_sound(journal)
+    assert outbox(journal)[0].watermarks == {"left": 4}
+
+
+def read_end(directory: Path) -> int:
+    """Where the second and last segment ends."""
+    return first_position(directory, 2) + path_of(directory, 2).stat().st_size - SEGMENT_HEADER
 
 
 def test_an_empty_directory_is_a_journal_that_was_never_written(journal: Path) -> None:
@@ -461,9 +481,22 @@ def test_a_removed_key_and_another_handler_survive_the_bridge(journal: Path) -> 
     assert [send.body for send in outbox(journal, "right")[1]] == [b"pending"]
 
 
-def read_last(directory: Path) -> Recovered:
-    from persist.salvage import examine
+def test_what_stands_behind_the_damage_is_found_also_if_it_was_never_synced(journal: Path) -> None:
+    opened, _ = open_journal(journal, level="power")
+    for number in range(1, 5):
+        opened.append(transaction(number))
+    opened.rotate(after(4, level="power"))
+    opened.close()
+    offset = [offset for path, offset, *_ in frames(journal)][2]
+    flip(path_of(journal, 1), offset + 20)
+    directory = Directory(journal, create=False)
+    first, _ = examine(directory)[0]
+    assert (first.records, first.behind) == (1, 2)
+    assert [record.consumed["left"] for record in behind(directory, first)] == [3, 4]
+    directory.close()
 
+
+def read_last(directory: Path) -> Recovered:
     opened = Directory(directory, create=False)
     pieces, _ = examine(opened)
     opened.close()

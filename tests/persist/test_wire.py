@@ -23,7 +23,7 @@ peers: st.SearchStrategy[PeerId] = st.one_of(
 )
 polls = st.builds(
     Poll, stores, st.integers(0, MAX_ID), numbers, numbers, stores, st.integers(0, MAX_ID), peers, peers,
-    st.booleans(), st.booleans(),
+    st.booleans(), st.booleans(), st.booleans(),
 )  # fmt: skip
 acknowledgements = st.builds(Acknowledgement, stores, stores, numbers, numbers)
 
@@ -124,7 +124,7 @@ POLL = encode(Poll(1, 2, 3, 0, 9, 8, "ann", 7))
         (changed(ACK, 2, b"\x04"), "kind", 4),
         (changed(ACK, 3, b"\x01"), "flags", 1),
         (changed(MESSAGE, 3, b"\x01"), "flags", 1),
-        (changed(POLL, 3, b"\x04"), "flags", 4),
+        (changed(POLL, 3, b"\x08"), "flags", 8),
         (changed(ACK, 4, b"\x01"), "count", 1),
         (changed(POLL, 4, b"\x01"), "count", 1),
         (changed(ACK, 8, bytes(8)), "sender names no store", 0),
