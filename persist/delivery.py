@@ -122,7 +122,6 @@ class Delivery(Generic[M]):
         self.session = session
         self.arrived = Signal()
         self.failed: DeliveryFailed | None = None
-        self.is_idle = True
         self._target = target
         self._make = make
         self._staged = staged
@@ -153,11 +152,9 @@ class Delivery(Generic[M]):
         while not self._stopping:
             if not inbox:
                 await self._flush()
-                self.is_idle = True
                 await self.arrived.wait()
                 self._begin()
                 continue
-            self.is_idle = False
             frame, skip = inbox[0]
             if not await self._deliver(frame, skip):
                 break

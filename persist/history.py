@@ -34,7 +34,7 @@ from persist.reader import Segment
 from persist.recovery import Fold, NamedDeadLetter, Outbox, Recovered, Route, by_name, name, named
 
 POLL = (0.0005, 0.01)  # seconds between looks: as long as records come, and at most
-SETTLE = 1.0  # seconds without anything new after which what stands at the end is looked at closely; doubles
+SETTLE = 1.0  # seconds without anything new after which what stands at the end is looked at closely, again and again
 
 LOST = 1 << 15
 """Flag of a run that stands for messages which could no longer be read when the journal was repaired. It has no body,
@@ -131,7 +131,7 @@ def tail(
                 idle = time.monotonic() - since
                 ended = timeout is not None and idle >= timeout
                 if ended or idle >= settle_after:
-                    settle_after *= 2
+                    settle_after = idle + SETTLE
                     if not cursor.settle() and ended:
                         return
                 time.sleep(pause if timeout is None else max(0.0, min(pause, timeout - idle)))

@@ -129,28 +129,32 @@ class Cursor:
 
     def settle(self) -> bool:
         """Look closely at what stands behind the last frame: DamagedJournal (or what refuses the next segment) if no
-        crash explains it. True if there is more to read after all."""
-        try:
-            if self._file is None:
+        crash explains it, PositionGone if it was trimmed. True if there is more to read after all."""
+        if self._file is None:
+            with contextlib.suppress(FileNotFoundError):
                 survey(self._directory)
-                return False
+            return False
+        name, following = self.segment.name, segment_name(self.segment.number + 1)
+        with contextlib.suppress(FileNotFoundError):
             for _ in verified_frames(self._directory, self.segment, self._file, self.position, last=True):
                 return True
-            following = segment_name(self.segment.number + 1)
-            later = [number for number in self._numbers() if number > self.segment.number]
-            if not self._exists(following):
-                if later and self._exists(self.segment.name) and not self._exists(following):
-                    survey(
-                        Part(self._directory, [self.segment.name, segment_name(min(later))])
-                    )  # raises: it is missing
-                return bool(later)
-            try:
-                return survey(Part(self._directory, [self.segment.name, following])).torn is None
-            except DamagedJournal:
-                head(self._directory, following)  # raises, unless it has been written meanwhile
-                return True
+        later = [number for number in self._numbers() if number > self.segment.number]
+        if not later:
+            return False
+        if self._exists(following):
+            return self._settle_next(name, following)
+        if self._exists(name):
+            survey(Part(self._directory, [name, segment_name(min(later))]))  # raises: a segment is missing
+        raise PositionGone(self._directory.path, self.position, self._oldest())
+
+    def _settle_next(self, name: str, following: str) -> bool:
+        try:
+            return survey(Part(self._directory, [name, following])).torn is None
+        except DamagedJournal:
+            head(self._directory, following)  # raises, unless it has been written meanwhile
+            return True
         except FileNotFoundError:
-            return True  # trimmed, so there is something behind
+            return True  # `advance` tells
 
     def _begin_in(self, numbers: Sequence[int]) -> bool:
         chosen = numbers[0]
@@ -201,12 +205,7 @@ class Cursor:
         try:
             file = self._directory.open(name)
         except FileNotFoundError:
-            if self._exists(self.segment.name):
-                return None
-            try:
-                file = self._directory.open(name)
-            except FileNotFoundError:
-                raise PositionGone(self._directory.path, self.position, self._oldest()) from None
+            return None  # or it is gone: `settle` tells
         try:
             found = head(self._directory, name)
             assert found is not None  # that is only said of the first of all segments

@@ -220,7 +220,7 @@ class ILM(Generic[M]):
         """Drop all there is of a peer, and begin anew with it; the messages that it had not acknowledged (it may have
         delivered them all the same). To the peer this is a loss of state, which it has to settle, too."""
         self._check_open()
-        return await self._peerings.forget(self._peerings.meet(peer))
+        return await self._peerings.forget(peer)
 
     # --- the end
 

@@ -23,7 +23,8 @@ from persist.ilm_errors import ContentsTooLarge, MessageIdNotNew, StorageFull
 from persist.message import MAX_ID, PeerId
 from persist.session import Session
 from persist.waiting import Crowd, Signal
-from persist.wire import ENTRY_BYTES, HEADER_BYTES, MESSAGE_OVERHEAD, ONE_HEAD, RUN_HEAD_BYTES, run_body
+from persist.wire import ENTRY_BYTES, HEADER_BYTES, MESSAGE_OVERHEAD, ONE_HEAD, RUN_HEAD, RUN_HEAD_BYTES, run_body
+from persist.wire import contents as wire_contents
 
 MARK_BYTES = 1 << 15
 
@@ -191,6 +192,21 @@ class Outbox:
         self._tail, self._tail_bytes = [], 0
         self._mark(self.assigned)
         self.session.committed(run, self._tail_position)
+
+    def unacknowledged(self) -> list[tuple[int, bytes]]:
+        """Ids and contents of what is pending, read back. Nothing may be published any more."""
+        self.settle()
+        outbound = self.session.outbound
+        outbound.rewind(outbound.acked)
+        entry = outbound.peek()
+        begin = outbound.spilled_from if entry is None else entry.position
+        found: list[tuple[int, bytes]] = []
+        for run in () if begin is None else self.commits.backend.runs(self.peer, outbound.acked, begin):
+            (first_id,) = RUN_HEAD.unpack_from(run.body)
+            several = wire_contents(run.body, RUN_HEAD_BYTES, run.count)
+            known = max(0, outbound.acked + 1 - run.first)
+            found += [(first_id + index, one) for index, one in enumerate(several) if index >= known]
+        return found
 
     # --- room
 

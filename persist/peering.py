@@ -98,6 +98,12 @@ class Peering(Generic[M]):
         except Exception as error:
             raise self.outbox.commits.failure(error) from error
 
+    def connected(self, now: float) -> None:
+        """There is a new connection."""
+        self.problems.pop("wire", None)
+        self.session.connected(now)
+        self.outbox.publish.set()
+
     def received(self, frame: bytes, now: float) -> tuple[Received, ILMError | None]:
         """What came of it, and a problem that is new."""
         session = self.session

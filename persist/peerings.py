@@ -29,8 +29,7 @@ from persist.outboxes import Outbox, as_bytes
 from persist.peering import Peering
 from persist.session import Received, Session
 from persist.transport import Transport
-from persist.waiting import Crowd
-from persist.wire import RUN_HEAD, RUN_HEAD_BYTES, contents
+from persist.waiting import LONGEST, Crowd
 
 log = logging.getLogger("ringleader")
 
@@ -66,6 +65,7 @@ class Peerings(Generic[M]):
         self._store = 0
         self._nonce = secrets.randbits(62) + 1
         self._tasks: set[asyncio.Task[None]] = set()
+        self._forgetting: dict[PeerId, asyncio.Task[list[M]]] = {}
         self._is_running = False
 
     # --- the beginning
@@ -178,8 +178,7 @@ class Peerings(Generic[M]):
             if frame:
                 self._received(peering, frame, clock())
             else:
-                peering.session.connected(clock())
-                peering.outbox.publish.set()
+                peering.connected(clock())
             frames += 1
             if frames == FRAMES:
                 frames = 0
@@ -221,8 +220,7 @@ class Peerings(Generic[M]):
             for peer in there:
                 peering = self.meet(peer)
                 if not peering.session.is_connected:
-                    peering.session.connected(now)
-                    peering.outbox.publish.set()
+                    peering.connected(now)
             for peer, peering in self.known.items():
                 if peering.session.is_connected and peer not in there:
                     peering.session.lost()
@@ -261,6 +259,8 @@ class Peerings(Generic[M]):
     def _commit_staged(
         self, sends: Sequence[tuple[PeerId, bytes]], consumed: Mapping[PeerId, int], values: Mapping[str, bytes | None]
     ) -> None:
+        if self.is_closed:
+            raise ILMClosed("it was shut down")
         runs: list[tuple[PeerId, Run]] = []
         if sends:
             by_peer: dict[PeerId, list[bytes]] = {}
@@ -285,11 +285,26 @@ class Peerings(Generic[M]):
 
     # --- forgetting
 
-    async def forget(self, peering: Peering[M]) -> list[M]:
-        """Drop all there is of a peer and meet it anew; the messages that it had not acknowledged."""
-        for task in peering.tasks:
-            task.cancel()
-        await asyncio.gather(*peering.tasks, return_exceptions=True)
+    async def forget(self, peer: PeerId) -> list[M]:
+        """Drop all there is of a peer and meet it anew; the messages that it had not acknowledged. Who is cancelled
+        here does not stop it half-way."""
+        task = self._forgetting.get(peer)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._forget(self.meet(peer)))
+            self._forgetting[peer] = task
+            task.add_done_callback(partial(self._forgot, peer))
+        return await asyncio.shield(task)
+
+    def _forgot(self, peer: PeerId, task: asyncio.Task[list[M]]) -> None:
+        del self._forgetting[peer]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.info("%r: forgetting %r: %s", self.local, peer, error)
+
+    async def _forget(self, peering: Peering[M]) -> list[M]:
+        while running := [task for task in peering.tasks if not task.done()]:  # a target may take its time to give up
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=LONGEST)
         self.staged.flush()
         peering.is_leaving = True
         peering.outbox.block()
@@ -299,7 +314,7 @@ class Peerings(Generic[M]):
         self.commits.then(nothing)
         await self.commits.durable()
         try:
-            messages = self._unacknowledged(peering)
+            left = outbox.unacknowledged()
             self.backend.forget(peer)
         except Exception as error:
             raise self.commits.failure(error) from error
@@ -308,25 +323,11 @@ class Peerings(Generic[M]):
         del self.known[peer]
         renewed = self.meet(peer)
         if session.is_connected:
-            renewed.session.connected(asyncio.get_running_loop().time())
+            renewed.connected(asyncio.get_running_loop().time())
         outbox.room.wake()
         self.changed.wake()
         await self.commits.durable()
-        return messages
-
-    def _unacknowledged(self, peering: Peering[M]) -> list[M]:
-        peering.outbox.settle()
-        outbound = peering.session.outbound
-        outbound.rewind(outbound.acked)
-        entry = outbound.peek()
-        begin = outbound.spilled_from if entry is None else entry.position
-        messages: list[M] = []
-        for run in () if begin is None else self.backend.runs(peering.peer, outbound.acked, begin):
-            (first_id,) = RUN_HEAD.unpack_from(run.body)
-            for index, one in enumerate(contents(run.body, RUN_HEAD_BYTES, run.count)):
-                if run.first + index > outbound.acked:
-                    messages.append(self.make(self.local, peering.peer, first_id + index, one))
-        return messages
+        return [self.make(self.local, peer, message_id, one) for message_id, one in left]
 
     # --- the end
 
@@ -342,9 +343,12 @@ class Peerings(Generic[M]):
             peering.delivery.stop()
         if deliveries and self.failure is None:
             await asyncio.wait(deliveries, timeout=max(0.01, min(end - loop.time(), 1e6)))
+        if self._forgetting:
+            await asyncio.wait(self._forgetting.values(), timeout=LAST_WORDS)
         if self.failure is not None:
             return
-        self.staged.flush()
+        with contextlib.suppress(StorageFull):  # delivered again when there is room
+            self.staged.flush()
         last = loop.time() + LAST_WORDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS):
@@ -357,12 +361,14 @@ class Peerings(Generic[M]):
         self.is_closed = True
         if self.failure is None:
             self.refusal = ILMClosed("it was shut down")
-        current = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not current]
+        tasks = [*self._tasks, *self._forgetting.values()]
         for task in tasks:
             task.cancel()
         try:
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if tasks:
+                _, running = await asyncio.wait(tasks, timeout=LONGEST)
+                for task in running:
+                    log.error("%r: does not let itself be cancelled: %r", self.local, task)
         finally:
             self.staged.close()
             self.commits.abandon(self.failure or ILMClosed("it was shut down"))

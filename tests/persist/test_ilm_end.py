@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from persist import peerings as peerings_module
 from persist.backend import Change
 from persist.backend_memory import MemoryBackend
 from persist.delivery import Effects
@@ -252,3 +253,31 @@ async def test_a_delivery_that_failed_is_said_at_the_end_if_nobody_was_told() ->
         await until(lambda: b.problems())
         with pytest.raises(DeliveryFailed):
             await b.shutdown(1)
+
+
+@scenario
+async def test_shutdown_ends_though_a_target_does_not_let_itself_be_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peerings_module, "LONGEST", 0.05)
+    two = Two()
+    gate = asyncio.Event()
+    stubborn: list[asyncio.Task[object] | None] = []
+
+    async def deliver(message: ILMMessage) -> None:
+        stubborn.append(asyncio.current_task())
+        while not gate.is_set():
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async with await two.open("a") as a:
+        b = await two.open("b", deliver)
+        await a.send_to("b", b"")
+        await until(lambda: stubborn)
+        await b.shutdown(0)
+        gate.set()
+        assert stubborn[0] is not None
+        await asyncio.wait([stubborn[0]])
+        assert a.pending() == 1, "it came too late to count"

@@ -280,3 +280,21 @@ async def test_senders_wait_while_a_peer_is_being_forgotten() -> None:
         async with await two.open("b"):
             await until(lambda: a.pending() == 0)
     assert two.got["b"].contents == [b"2"]
+
+
+@scenario
+async def test_forgetting_goes_on_when_who_asked_for_it_is_cancelled() -> None:
+    two = Two()
+    power = two.backends["a"] = PowerBackend()
+    async with await two.open("a") as a:
+        await a.send_to("b", b"1")
+        power.may_sync.clear()
+        first, second = asyncio.create_task(a.forget("b")), asyncio.create_task(a.forget("b"))
+        await until(lambda: a._known["b"].is_leaving)
+        first.cancel()
+        power.may_sync.set()
+        assert [message.contents for message in await second] == [b"1"]
+        async with await two.open("b"):
+            assert await a.send_to("b", b"2") == 2
+            await until(lambda: a.pending() == 0)
+    assert two.got["b"].contents == [b"2"]
