@@ -15,10 +15,7 @@ import tempfile
 from pathlib import Path
 
 from bus import StreamTransport, UnixAddress
-from persist.backend_journal import JournalBackend
-from persist.delivery import Effects
-from persist.ilm import ILM
-from persist.message import ILMMessage
+from persist import ILM, Effects, ILMMessage, JournalBackend
 
 LINES = 20_000
 KILLS = (5_000, 10_000)  # after so many answers
@@ -67,6 +64,8 @@ async def alice(home: Path) -> list[str]:
             print(", and started again")
         await saying
         await complete.wait()
+        while "bob" not in ilm.connected_peers():  # until then he does not listen to SIGTERM
+            await asyncio.sleep(0.01)
         process.terminate()
     if await process.wait():
         raise SystemExit(f"bob ended with {process.returncode}")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from persist.backend_memory import MemoryBackend
-from persist.ilm import ILM
-from persist.memory_network import MemoryNetwork
-from persist.message import ILMMessage
+from persist import ILM, ILMMessage, MemoryBackend, MemoryNetwork
 
 
 async def main() -> None:

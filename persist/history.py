@@ -34,6 +34,7 @@ from persist.reader import Segment
 from persist.recovery import Fold, NamedDeadLetter, Outbox, Recovered, Route, by_name, name, named
 
 POLL = (0.0005, 0.01)  # seconds between looks: as long as records come, and at most
+LONG_IDLE = 3  # times as long, after a second without anything new: to wake up costs more than to look
 SETTLE = 1.0  # seconds without anything new after which what stands at the end is looked at closely, again and again
 
 LOST = 1 << 15
@@ -110,8 +111,8 @@ def tail(
     """The history from a position on, and what is appended to it, by later incarnations and in later segments too.
 
     Ends after `timeout` seconds without a record (None: never), or when `stop`, which is asked between records and
-    while waiting, says so. While there is nothing new it looks every `poll` seconds. Damage where the journal ends is
-    told once something comes behind it, or at the timeout.
+    while waiting, says so. While there is nothing new it looks every `poll` seconds, and after a while less often.
+    Damage where the journal ends is told once something stands behind it, or at the timeout.
     """
     with _opened(directory) as opened:
         cursor = Cursor(opened, from_position)
@@ -135,7 +136,7 @@ def tail(
                     if not cursor.settle() and ended:
                         return
                 time.sleep(pause if timeout is None else max(0.0, min(pause, timeout - idle)))
-                pause = min(2 * pause, poll)
+                pause = min(2 * pause, poll if idle < SETTLE else LONG_IDLE * poll)
         finally:
             cursor.close()
 

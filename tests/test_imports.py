@@ -13,14 +13,15 @@ ALLOWED = {
     "bus": {"bus"},
     "bus.streams": {"bus"},
     "persist": {"persist"},
-    "persist.ilm": {"persist"},
+    "persist.ilm.facade": {"persist"},
 }
 
 # Modules that only decide: no process, no file, no socket, no clock.
 PURE = {
     "bus": {"errors", "layout"},
     "bus.streams": {"addresses", "errors", "events", "frames", "handshake", "policy"},
-    "persist": {"errors", "format", "link", "names", "recovery"},
+    "persist": {"errors", "format", "history_errors", "link", "names", "recovery", "retention"},
+    "persist.ilm": {"backend", "errors", "flight", "identity", "message", "options", "session", "transport", "wire"},
     "actors": {
         "annotations", "codec", "components", "errors", "exits", "fingerprint", "handler", "message", "outgoing",
         "plan", "replies", "restart", "resume", "sends", "shipping", "system_errors", "table", "validate",

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+EXAMPLES = {0: "quickstart.py", 2: "ilm_quickstart.py"}  # snippet -> the example that it is
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -26,8 +27,9 @@ def run(script: Path, home: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_first_snippet_is_the_quickstart_example() -> None:
-    assert PYTHON[0] == (ROOT / "examples" / "quickstart.py").read_text()
+@pytest.mark.parametrize(("number", "example"), EXAMPLES.items())
+def test_snippets_that_are_examples(number: int, example: str) -> None:
+    assert PYTHON[number] == (ROOT / "examples" / example).read_text()
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -36,14 +38,14 @@ def test_every_snippet_runs(tmp_path: Path, number: int) -> None:
     script.write_text(PYTHON[number])
     done = run(script, tmp_path / "home")
     assert (done.returncode, done.stderr) == (0, "")
-    if number == 0:
-        shown = re.search(r"\$ python examples/quickstart.py\n((?:    .*\n)+)", README)
+    if number in EXAMPLES:
+        shown = re.search(rf"\$ python examples/{EXAMPLES[number]}\n((?:    .*\n)+)", README)
         assert shown is not None
         assert [line.strip() for line in shown[1].splitlines()] == done.stdout.splitlines()
 
 
 def test_every_command_exists() -> None:
-    commands = sorted(set(re.findall(r"`ringleader ([a-z-]+(?: list)?)", README.replace("\n", " "))))
+    commands = sorted(set(re.findall(r"`ringleader ([a-z-]+(?: [a-z]+)?)", README.replace("\n", " "))))
     assert len(commands) >= 4
     for command in commands:
         done = subprocess.run(

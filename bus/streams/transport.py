@@ -1,6 +1,6 @@
 """StreamTransport: frames between peers, each in a process of its own, over Unix sockets and TCP, with or without TLS.
 
-Contract (that of persist/transport.py, which it fits without knowing it)
+Contract (that of persist/ilm/transport.py, which it fits without knowing it)
 - A frame arrives whole and unchanged, or not at all; frames of one connection arrive in order. What was on its way when
   a connection ended is lost. `next_message` says who sent a frame as truly as the handshake can (handshake.py).
 - There is at most one connection with a peer. Whoever is named in `connect` is connected to again and again, with a

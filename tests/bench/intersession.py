@@ -25,9 +25,9 @@ ONE_WAY = {"memory": 200_000, "journal, process": 200_000, "journal, power": 100
 
 
 def backend(kind: str, place: Path) -> Any:
-    from persist.backend_journal import JournalBackend
-    from persist.backend_memory import MemoryBackend
-    from persist.backend_sqlite import SQLiteBackend
+    from persist.ilm.backend_journal import JournalBackend
+    from persist.ilm.backend_memory import MemoryBackend
+    from persist.ilm.backend_sqlite import SQLiteBackend
 
     name, _, level = kind.partition(", ")
     if name == "memory":
@@ -41,7 +41,7 @@ def backend(kind: str, place: Path) -> Any:
 async def peer(name: str, kind: str, place: Path, deliver: Any) -> AsyncIterator[Any]:
     """An ILM that is connected with the other one; left is bound first, right connects."""
     from bus import StreamTransport, UnixAddress
-    from persist.ilm import ILM
+    from persist.ilm.facade import ILM
 
     socket = UnixAddress(str(place / "socket"))
     where: Any = {"listen": [socket]} if name == "left" else {"connect": {"left": socket}}
@@ -127,7 +127,7 @@ def _return(meet: Meet, kind: str, place: Path) -> None:
 
 
 async def _returned(meet: Meet, kind: str, place: Path) -> None:
-    from persist.delivery import Effects
+    from persist.ilm.delivery import Effects
 
     async with peer("left", kind, place, lambda ball: Effects(send=[("right", ball.contents)])):
         await asyncio.to_thread(meet)
@@ -161,9 +161,9 @@ def first(scale: Scale) -> Series:
 
 
 async def _first() -> float:
-    from persist.backend_memory import MemoryBackend
-    from persist.ilm import ILM
-    from persist.memory_network import MemoryNetwork
+    from persist.ilm.backend_memory import MemoryBackend
+    from persist.ilm.facade import ILM
+    from persist.ilm.memory_network import MemoryNetwork
 
     network, there = MemoryNetwork(), asyncio.Event()
     at = 0

@@ -9,8 +9,8 @@ import pytest
 
 from bus import StreamTransport, TcpAddress, UnixAddress
 from bus.streams.errors import ConnectionLost
-from persist.backend_memory import MemoryBackend
-from persist.ilm import ILM
+from persist.ilm.backend_memory import MemoryBackend
+from persist.ilm.facade import ILM
 from tests.bus.streams.building import KEY, QUICK, asynchronous
 
 COUNT = 3_000

@@ -30,7 +30,7 @@ from bus.streams.errors import Refusal, RefusedByPeer
 from bus.streams.frames import frame
 from bus.streams.handshake import connector
 from bus.streams.inbox import OVERHEAD
-from persist.transport import Transport
+from persist.ilm.transport import Transport
 from tests.bus.streams.building import (
     KEY,
     QUICK,

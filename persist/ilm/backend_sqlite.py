@@ -1,0 +1,376 @@
+"""A backend in a SQLite database: the one to look into. Much slower than the journal.
+
+Contract: that of persist.ilm.backend, at durability "process" or "power", and
+- one transaction per commit. At "power" it is synced before `commit` returns (synchronous = FULL), so that `sync` has
+  nothing left to do; at "process" SQLite syncs at checkpoints only (synchronous = NORMAL).
+- While an ILM uses it, others may read it with any SQLite client: it is in WAL mode. They must not write to it.
+- Its application_id is "RGLI", its user_version the version of the schema below. A database of a later version, or one
+  that is something else, is refused and left as it is.
+
+What is in it, most of which can be read as it stands:
+
+    peers    everyone messages were exchanged with. kind: 'int' or 'str'; name: 5 or 'bob'
+             assigned   number of the last message to it          acked   of the last one that it is known to have
+             watermark  number of the last message from it that was delivered
+    outbox   messages first to last to a peer, which it has not acknowledged (or not long ago); body is ILM's encoding,
+             position the number of the transaction that sent them
+    keyed    the keyed values: 'ilm/...' are ILM's own, 'user/...' those of the user
+
+    SELECT name, assigned - acked AS pending, watermark FROM peers;
+    SELECT name, first, last, length(body) FROM outbox JOIN peers USING (peer) ORDER BY peer, last;
+    SELECT key, value FROM keyed WHERE key LIKE 'user/%';
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from urllib.parse import quote
+
+from persist.errors import JournalLocked, NewerFormat, SequenceBroken
+from persist.ilm.backend import Change, PeerState, Run
+from persist.ilm.errors import BackendFailed, BackendInUse, NotAStore, StorageFull
+from persist.ilm.message import PeerId
+from persist.lock import DirectoryLock
+
+APPLICATION_ID = int.from_bytes(b"RGLI", "big")
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE peers (
+    peer INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL CHECK (kind IN ('int', 'str')),
+    name TEXT NOT NULL,
+    assigned INTEGER NOT NULL DEFAULT 0,
+    acked INTEGER NOT NULL DEFAULT 0,
+    watermark INTEGER NOT NULL DEFAULT 0,
+    position INTEGER NOT NULL DEFAULT 0, -- of the last transaction with a message to it
+    UNIQUE (kind, name)
+);
+CREATE TABLE outbox (
+    peer INTEGER NOT NULL REFERENCES peers,
+    last INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (peer, last)
+) WITHOUT ROWID;
+CREATE TABLE keyed (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+SYNCHRONOUS = {"process": "NORMAL", "power": "FULL"}
+BATCH = 64  # runs loaded at a time by `runs`
+ACKNOWLEDGEMENTS = 64  # are deleted together, unless a commit comes first that takes them along
+
+_CALLERS_FAULT = (sqlite3.ProgrammingError, sqlite3.DataError)  # nothing is wrong with the database
+
+
+class _Peer:
+    __slots__ = ("acked", "assigned", "row")
+
+    def __init__(self, row: int, assigned: int = 0, acked: int = 0) -> None:
+        self.row = row
+        self.assigned = assigned
+        self.acked = acked
+
+
+class SQLiteBackend:
+    """`path`: of the database, which is made if it is missing, readable by its owner only; its directory must exist.
+    Nothing is touched before `recover`."""
+
+    def __init__(self, path: str | os.PathLike[str], durability: str = "process") -> None:
+        if durability not in SYNCHRONOUS:
+            raise ValueError(f"SQLite has no durability {durability!r}; choose from {', '.join(SYNCHRONOUS)}")
+        self.path = os.path.abspath(path)
+        self._durability = durability
+        self._database: sqlite3.Connection | None = None
+        self._lock: DirectoryLock | None = None
+        self._process = 0
+        self._failed = ""
+        self._peers: dict[PeerId, _Peer] = {}
+        self._position = 0
+        self._unwritten: set[PeerId] = set()  # acknowledgements that the database does not show
+        self._calls = 0  # of `acknowledged` since it showed all
+
+    @property
+    def durability(self) -> str:
+        return self._durability
+
+    # ------------------------------------------------------------------------------------------------ opening
+    def recover(self) -> Mapping[PeerId, PeerState]:
+        parent, name = os.path.split(self.path)
+        directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                lock = DirectoryLock(parent, directory, f"{name}-lock")
+            except JournalLocked as locked:
+                raise BackendInUse(f"{self.path} (process {locked.pid or 'unknown'})") from locked
+            try:
+                database = self._open(name, directory)
+                try:
+                    found = self._load(database)
+                except BaseException:
+                    database.close()
+                    raise
+            except BaseException:
+                lock.release()
+                raise
+        finally:
+            os.close(directory)
+        self._database, self._lock, self._process, self._failed = database, lock, os.getpid(), ""
+        return found
+
+    def _open(self, name: str, directory: int) -> sqlite3.Connection:
+        with contextlib.suppress(FileExistsError):
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(name, flags, 0o600, dir_fd=directory))
+        self._look()
+        database = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            database.execute(f"PRAGMA synchronous = {SYNCHRONOUS[self._durability]}")
+            database.execute("PRAGMA fullfsync = ON")  # fsync alone does less than it says on some systems
+            self._check_identity(database)  # again: what a later version did last may be in its log only
+            if _identity(database) == (0, 0):
+                database.executescript(
+                    f"BEGIN EXCLUSIVE; PRAGMA application_id = {APPLICATION_ID};"
+                    f"PRAGMA user_version = {SCHEMA_VERSION}; {SCHEMA} COMMIT;"
+                )
+            (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise NotAStore(self.path, f"SQLite can keep no write-ahead log there (journal mode {mode!r})")
+            if self._durability == "power":
+                os.fsync(directory)
+        except BaseException as error:
+            database.close()
+            if _is_full(error):
+                raise StorageFull(f"a database in {self.path}") from error
+            raise
+        return database
+
+    def _look(self) -> None:
+        """Refuses what is not ours, without a lock, a log or anything else being made beside it."""
+        # A rollback journal is there after a crash only, in our case one in the transaction that made the database.
+        mode = "mode=rw" if os.path.exists(f"{self.path}-journal") else "mode=ro&immutable=1"
+        with contextlib.closing(sqlite3.connect(f"file:{quote(self.path)}?{mode}", uri=True)) as database:
+            try:
+                self._check_identity(database)
+                ((tables,),) = database.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_NOTADB:
+                    raise NotAStore(self.path, str(error)) from error
+                raise
+            if tables and _identity(database) == (0, 0):
+                raise NotAStore(self.path, f"it is a database of no known application, with {tables} tables")
+
+    def _check_identity(self, database: sqlite3.Connection) -> None:
+        application, version = _identity(database)
+        if application == APPLICATION_ID and version > SCHEMA_VERSION:
+            raise NewerFormat(self.path, version, SCHEMA_VERSION)
+        if application != APPLICATION_ID and (application or version):
+            raise NotAStore(self.path, f"it is a database with the application_id {application}")
+
+    def _load(self, database: sqlite3.Connection) -> dict[PeerId, PeerState]:
+        self._peers.clear()
+        self._all_deleted()
+        self._position = 0
+        found: dict[PeerId, PeerState] = {}
+        rows = database.execute("SELECT peer, kind, name, assigned, acked, watermark, position FROM peers").fetchall()
+        for row, kind, name, assigned, acked, watermark, position in rows:
+            peer: PeerId = int(name) if kind == "int" else name
+            self._peers[peer] = _Peer(row, assigned, acked)
+            self._position = max(self._position, position)
+            begin = database.execute(
+                "SELECT position FROM outbox WHERE peer = ? AND last > ? ORDER BY last LIMIT 1", (row, acked)
+            ).fetchall()
+            found[peer] = PeerState(assigned, acked, watermark, begin[0][0] if begin else None)
+        return found
+
+    # ------------------------------------------------------------------------------------------------ committing
+    def commit(self, change: Change) -> int:
+        database = self._usable()
+        sends, consumed, values = change
+        peers = self._peers
+        ends: dict[PeerId, int] = {}
+        for peer, run in sends:
+            last = ends[peer] if peer in ends else peers[peer].assigned if peer in peers else 0
+            if run.first != last + 1 or run.count < 1:
+                raise SequenceBroken(str(peer), last + 1, run.first)
+            ends[peer] = run.first + run.count - 1
+        watermarks = dict(consumed)
+        position = self._position + 1
+        added: dict[PeerId, _Peer] = {}
+        execute = database.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            for peer in (*ends, *watermarks):
+                if peer not in peers and peer not in added:
+                    added[peer] = self._insert(database, peer)
+            rows = {**peers, **added} if added else peers
+            for peer, run in sends:
+                execute(
+                    "INSERT INTO outbox (peer, last, first, position, body) VALUES (?, ?, ?, ?, ?)",
+                    (rows[peer].row, run.first + run.count - 1, run.first, position, run.body),
+                )
+            for peer, last in ends.items():
+                execute("UPDATE peers SET assigned = ?, position = ? WHERE peer = ?", (last, position, rows[peer].row))
+            for peer, watermark in watermarks.items():
+                execute("UPDATE peers SET watermark = ? WHERE peer = ?", (watermark, rows[peer].row))
+            for key, value in values:
+                if value is None:
+                    execute("DELETE FROM keyed WHERE key = ?", (key,))
+                else:
+                    execute("INSERT OR REPLACE INTO keyed VALUES (?, ?)", (key, value))
+            if self._calls:
+                self._delete_acknowledged(database)
+            execute("COMMIT")
+        except BaseException as error:
+            full = self._undo(database, error)
+            if not full:
+                raise
+            # Room may be there for the taking: what is acknowledged and still in the outbox.
+            if sends and self._unwritten and self._forget_acknowledged(database):
+                return self.commit(change)
+            raise StorageFull(f"a transaction in {self.path}") from error
+        self._position = position
+        peers.update(added)
+        for peer, last in ends.items():
+            peers[peer].assigned = last
+        if self._calls:
+            self._all_deleted()
+        return position
+
+    @staticmethod
+    def _insert(database: sqlite3.Connection, peer: PeerId) -> _Peer:
+        kind = "int" if isinstance(peer, int) else "str"
+        row = database.execute("INSERT INTO peers (kind, name) VALUES (?, ?)", (kind, str(peer))).lastrowid
+        assert row is not None
+        return _Peer(row)
+
+    def _undo(self, database: sqlite3.Connection, error: BaseException) -> bool:
+        """Roll back; True if that was for want of room. If it cannot be rolled back, or the database itself is at
+        fault, nobody knows what it holds: it is not used any more."""
+        full = _is_full(error)
+        try:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            elif not isinstance(error, sqlite3.Error):
+                self._failed = f"interrupted by {error!r}"  # perhaps behind COMMIT
+        except sqlite3.Error as another:
+            self._failed = str(another)
+            return False
+        if isinstance(error, sqlite3.DatabaseError) and not (full or isinstance(error, _CALLERS_FAULT)):
+            self._failed = str(error)
+        return full
+
+    async def sync(self) -> None:
+        self._usable()
+
+    # ------------------------------------------------------------------------------------------------ letting go
+    def acknowledged(self, peer: PeerId, through: int) -> None:
+        database = self._usable()
+        known = self._peers.get(peer)
+        if known is None or through <= known.acked:
+            return
+        known.acked = min(through, known.assigned)
+        self._unwritten.add(peer)
+        self._calls += 1
+        if self._calls >= ACKNOWLEDGEMENTS:
+            self._forget_acknowledged(database)
+
+    def _forget_acknowledged(self, database: sqlite3.Connection) -> bool:
+        """In a transaction of its own. False if there is no room even for that."""
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            self._delete_acknowledged(database)
+            database.execute("COMMIT")
+        except BaseException as error:
+            if self._undo(database, error):
+                self._calls = 0  # not again with every call
+                return False
+            raise
+        self._all_deleted()
+        return True
+
+    def _delete_acknowledged(self, database: sqlite3.Connection) -> None:
+        for peer in self._unwritten:
+            known = self._peers[peer]
+            database.execute("DELETE FROM outbox WHERE peer = ? AND last <= ?", (known.row, known.acked))
+            database.execute("UPDATE peers SET acked = ? WHERE peer = ?", (known.acked, known.row))
+
+    def _all_deleted(self) -> None:
+        self._unwritten.clear()
+        self._calls = 0
+
+    def forget(self, peer: PeerId) -> None:
+        database = self._usable()
+        known = self._peers.get(peer)
+        if known is None:
+            return
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("DELETE FROM outbox WHERE peer = ?", (known.row,))
+            database.execute("DELETE FROM peers WHERE peer = ?", (known.row,))
+            database.execute("COMMIT")
+        except BaseException as error:
+            if self._undo(database, error):
+                raise StorageFull(f"a transaction in {self.path}") from error
+            raise
+        del self._peers[peer]
+        self._unwritten.discard(peer)
+
+    # ------------------------------------------------------------------------------------------------ reading
+    def runs(self, peer: PeerId, after: int, from_position: int) -> Iterator[Run]:
+        self._usable()
+        known = self._peers.get(peer)
+        return iter(()) if known is None else self._runs(peer, known, after, from_position)
+
+    def _runs(self, peer: PeerId, known: _Peer, after: int, from_position: int) -> Iterator[Run]:
+        while self._peers.get(peer) is known:  # not forgotten meanwhile
+            # Every batch is read to its end: a statement left open would keep the log from being checkpointed.
+            batch = self._usable().execute(
+                "SELECT first, last, body, position FROM outbox WHERE peer = ? AND last > ? AND position >= ? "
+                "ORDER BY last LIMIT ?",
+                (known.row, after, from_position, BATCH),
+            )
+            after = 0
+            for first, after, body, position in batch.fetchall():
+                yield Run(first, after - first + 1, body, position)
+            if not after:
+                return
+
+    def get(self, key: str) -> bytes | None:
+        row = self._usable().execute("SELECT value FROM keyed WHERE key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
+
+    # ------------------------------------------------------------------------------------------------ closing
+    def _usable(self) -> sqlite3.Connection:
+        if self._database is None:
+            raise BackendFailed(f"{self.path} is not open: recover comes first, close last")
+        if self._failed:
+            raise BackendFailed(f"{self.path}: {self._failed}")
+        if self._process != os.getpid():
+            raise BackendFailed(f"{self.path} belongs to the process that this one was forked from")
+        return self._database
+
+    def close(self) -> None:
+        database, self._database = self._database, None
+        lock, self._lock = self._lock, None
+        if database is not None:
+            if self._process == os.getpid():
+                with contextlib.suppress(sqlite3.Error):
+                    if self._unwritten and not self._failed:
+                        self._forget_acknowledged(database)
+            database.close()
+        if lock is not None:
+            lock.release()
+
+
+def _identity(database: sqlite3.Connection) -> tuple[int, int]:
+    """(application_id, user_version)."""
+    ((application,),) = database.execute("PRAGMA application_id").fetchall()
+    ((version,),) = database.execute("PRAGMA user_version").fetchall()
+    return application, version
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
