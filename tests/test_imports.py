@@ -13,7 +13,7 @@ ALLOWED = {
     "bus": {"bus"},
     "bus.streams": {"bus"},
     "persist": {"persist"},
-    "persist.ilm.facade": {"persist"},
+    "persist.ilm": {"persist"},
 }
 
 # Modules that only decide: no process, no file, no socket, no clock.

@@ -30,7 +30,7 @@ from actors import (
     handle,
 )
 from bus import Field
-from persist import NamedDeadLetter, read
+from persist import NamedDeadLetter, read, replay
 
 LEVELS = ["memory", "process", "power"]
 
@@ -503,3 +503,22 @@ def test_old_segments_go_soon_after_a_restart(directory: Path) -> None:
             kill_worker(system, "left")
         until(lambda: system.block("left").get(Field.JOURNAL_SEGMENTS) == 1, 10)
         until(lambda: len(system.ask("collector", Get(), reply=Seen).items) == 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"), [({"retain_bytes": 1 << 20}, True), ({"retain_seconds": 3600.0}, True), ({}, False)]
+)
+def test_history_is_there_to_be_replayed_if_the_topology_says_so(
+    directory: Path, options: dict[str, Any], kept: bool
+) -> None:
+    """Also behind a kill, and after a clean end, when everything has been consumed and nobody needs it."""
+    with squares(directory, **options).start() as system:
+        for n in range(50):
+            system.send("squarer", Number(n))
+        kill_worker(system, "left")
+        for n in range(50, 100):
+            system.send("squarer", Number(n))
+        until(lambda: len(system.ask("collector", Get(), reply=Seen).items) == 100)
+    sent = [(run.edges["right"], run.count) for one in replay(directory / "journals" / "left") for run in one.sends]
+    assert sum(count for _, count in sent) == (100 if kept else 0)
+    assert [first for first, _ in sent] == sorted(first for first, _ in sent)
