@@ -143,6 +143,9 @@ def decide(
         return hopeless, history
     if not wants_restart(spec.restart, death.ending):
         return Finished(), history
+    if death.code == WorkerExit.NO_SPACE:
+        # It only has to wait for room, however long that takes: others may make it.
+        return RestartAfter(policy.backoff_max * (1 - policy.jitter * random)), history
     history = History((*history.restarts, (now, spec.name)))
     if len(history.restarts) > policy.max_restarts:
         limit = f"more than {policy.max_restarts} restarts within {policy.period:g} s"

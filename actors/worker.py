@@ -246,7 +246,8 @@ def snapshot(names: Names, endpoint: Endpoint, dispatcher: Dispatcher | None, se
     links = endpoint.links
     whole = {one.index: one.whole() for one in dispatcher.hosted} if dispatcher is not None else {}
     tables = {index: items for index, (_, items) in whole.items()}
-    tables[names.handlers.index(RUNTIME)] = {SESSION: session.encode()}
+    if dispatcher is not None:
+        tables[names.handlers.index(RUNTIME)] = {SESSION: session.encode()}
     return names.later(
         watermarks=[link.inbound.watermark for link in links],
         assigned=[link.outbound.assigned for link in links],

@@ -30,7 +30,7 @@ class UnsafeDirectory(PersistError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.directory} is not safe for a journal: {self.reason}"
+        return f"{self.directory} is not safe for a journal: {self.reason}; make it yours alone (chown, chmod go-w)"
 
 
 class JournalPoisoned(PersistError):

@@ -8,8 +8,9 @@ Contract
   foreign, or with messages pending for names that are gone) is left as it was.
 - Every incarnation has an epoch above all earlier ones and begins a segment of its own.
 - A segment is deleted only when every send in it is acknowledged and no history is to be kept, and only from the front.
-- On a full disk a transaction with sends raises JournalFull and nothing is written; transactions without sends go on in
-  space that was reserved for them. Both end by themselves when there is room.
+- On a full disk what only sends raises JournalFull and nothing is written. What consumes goes on in space that was
+  reserved for it, because it lets others forget what they sent: all of that space for what sends nothing, half of it
+  for what does. History that is only retained goes first. All ends by itself when there is room.
 - Once any other I/O call has failed, the journal is poisoned: every later call raises JournalPoisoned.
 - One thread uses it. In a forked child it refuses to work.
 """
@@ -127,8 +128,7 @@ class Journal:
             wipe_spare(opened, 2 * reserve)
             journal._cut(found, recovered)
             journal._adopt(found, assigned, recovered.position, snapshot)
-            number = found.segments[-1].number + 1 if found.segments else 1
-            journal._begin(number, recovered.position, epoch, snapshot)
+            journal._begin_incarnation(found, recovered.position, epoch, snapshot)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -138,19 +138,17 @@ class Journal:
         return journal, recovered
 
     def _cut(self, found: Survey, recovered: Recovered) -> None:
-        """The torn tail and reserved space go before anything is appended, and at "power" what was recovered is on disk
-        before that."""
+        """The torn tail goes before anything is appended, and at "power" what was recovered is on disk before that."""
         if found.torn is not None:
             self._directory.unlink(os.path.basename(found.torn.file))
         for segment in found.segments:
-            end = segment.offset(recovered.position)
-            cut = segment is found.segments[-1] and segment.size > end
+            cut = recovered.torn is not None and recovered.torn.file == segment.path
             if not cut and not self._durable:
                 continue
             file = self._directory.open(segment.name, writable=True)
             try:
                 if cut:
-                    file.truncate(end)
+                    file.truncate(segment.offset(recovered.position))
                 if self._durable:
                     file.fdatasync()
             finally:
@@ -176,6 +174,32 @@ class Journal:
         highest = {peer: last for peer, last in assigned.items() if last > acked.get(peer, 0)}
         self._closed.append(_Closed(segment, highest, closed_ns))
 
+    def _begin_incarnation(self, found: Survey, position: int, epoch: int, snapshot: Snapshot) -> None:
+        """On a full disk, history goes first, and what the last incarnation had reserved only when this one has begun:
+        others would take it."""
+        last = found.segments[-1] if found.segments else None
+        number = last.number + 1 if last else 1
+        try:
+            self._begin(number, position, epoch, snapshot)
+        except JournalFull:
+            before = len(self._closed)
+            while len(self._closed) > 1 and not self._closed[0].highest:
+                self._delete_oldest()
+            if len(self._closed) == before:
+                raise
+            self._begin(number, position, epoch, snapshot)
+        try:
+            if last is not None and last.size > last.offset(position):
+                file = self._directory.open(last.name, writable=True)
+                try:
+                    file.truncate(last.offset(position))
+                finally:
+                    file.close()
+            self._has_spare = prepare_spare(self._directory, self._reserve)
+        except BaseException:
+            self._writer.close()
+            raise
+
     def _begin(self, number: int, position: int, epoch: int, snapshot: Snapshot, old: Writer | None = None) -> None:
         """Write to segment `number` from now on; at "power" it and its name are on disk before anything follows. With
         `old`, both writers refuse to work until it is said that the rotation is over."""
@@ -187,11 +211,6 @@ class Journal:
         writer = Writer.create(
             self._directory, head, number, position, epoch, durable=self._durable, reserve=self._reserve
         )
-        try:
-            self._has_spare = prepare_spare(self._directory, self._reserve)
-        except BaseException:
-            writer.close()
-            raise
         name, size, body = segment_name(number), writer.offset, writer.position
         writer.cause = old.cause if old else None
         self._writer = writer
@@ -241,7 +260,8 @@ class Journal:
                 if last != first - 1 or send.count < 1:
                     raise self._broken(peer, first)
                 assigned[peer] = first + send.count - 1
-        position = self._writer.append(TRANSACTION, transaction, sends=bool(transaction.sends))
+        keep = 0 if not transaction.sends else self._reserve // 2 if transaction.consumed else self._reserve
+        position = self._writer.append(TRANSACTION, transaction, keep=keep)
         self._assigned.update(assigned)
         self._frames += 1
         return position
@@ -299,34 +319,38 @@ class Journal:
         old.cause = None
         try:
             old.cut()
+            self._has_spare = prepare_spare(self._directory, self._reserve)
         except OSError as error:
-            raise self._writer.poison(f"the last segment could not be cut to its size: {error}") from error
+            raise self._writer.poison(f"what was reserved could not be given back or renewed: {error}") from error
         finally:
             old.close()
         self._writer.cause = None
 
     def relieves(self, acked: Mapping[int, int]) -> bool:
         """Whether the disk is full and a new segment would let all old ones go: everything is acknowledged."""
-        return self._writer.full and all(acked.get(peer, 0) >= last for peer, last in self._assigned.items())
+        return (
+            self._writer.full
+            and (bool(self._closed) or self._writer.position > self._current.body)
+            and all(acked.get(peer, 0) >= last for peer, last in self._assigned.items())
+        )
 
     def trim(self, acked: Mapping[int, int]) -> int:
         """Delete the leading segments in which every send is acknowledged, but for those that are to be retained and
         never the current one; returns how many. `acked`: peer -> durable watermark; who is not in it has acknowledged
-        nothing new."""
+        nothing new. On a full disk one retained segment goes, too."""
         self._check()
         count = 0
         while self._closed and all(acked.get(peer, 0) >= last for peer, last in self._closed[0].highest.items()):
-            oldest = self._closed[0]
-            left = self.bytes - oldest.segment.size
-            if self._retain.keeps(left, oldest.closed_ns, self._clock):
+            oldest, now = self._closed[0], self._clock()
+            if oldest.closed_ns > now:  # the clock was set back: its time begins now
+                oldest = self._closed[0] = replace(oldest, closed_ns=now)
+            retained = self._retain.keeps(self.bytes - oldest.segment.size, now - oldest.closed_ns)
+            if retained and (count or not self._writer.full):
                 break
             try:
-                self._directory.unlink(self._closed[0].segment.name)
-                if self._durable:
-                    self._directory.sync()  # one by one: power loss must not leave a hole in the numbers
+                self._delete_oldest()
             except OSError as error:
                 raise self._writer.poison(f"a trimmed segment could not be deleted: {error}") from error
-            self._closed.popleft()
             count += 1
         if count and not self._has_spare:
             try:
@@ -334,6 +358,12 @@ class Journal:
             except OSError as error:
                 raise self._writer.poison(f"no spare segment could be made: {error}") from error
         return count
+
+    def _delete_oldest(self) -> None:
+        self._directory.unlink(self._closed[0].segment.name)
+        if self._durable:
+            self._directory.sync()  # one by one: power loss must not leave a hole in the numbers
+        self._closed.popleft()
 
     def sends(self, peer: int, after_seq: int, from_position: int) -> Iterator[tuple[int, Send]]:
         """(position, send) of every committed send to `peer` that ends above `after_seq`, oldest first, read from disk.

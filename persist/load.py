@@ -58,7 +58,7 @@ def recover(directory: Directory, found: Survey) -> Recovered:
             begin, end = _assigned(segment), _assigned(after)
             if not outbox.wants(begin, end):
                 continue
-            if outbox.takes_all(begin) and _is_intact(directory, segment, after.snapshot.previous_crc):
+            if outbox.is_whole(begin, end) and _is_intact(directory, segment, after.snapshot.previous_crc):
                 outbox.see_all(segment.body, segment.end - segment.body, begin, end)
                 continue
             for frame in reader:

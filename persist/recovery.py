@@ -86,14 +86,16 @@ class Outbox:
         """Whether a segment that took the assigned numbers from `before` to `after` has anything unacknowledged."""
         return any(last > max(self.acked.get(peer, 0), before.get(peer, 0)) for peer, last in after.items())
 
-    def takes_all(self, before: Mapping[str, int]) -> bool:
-        """Whether nothing in a segment that begins with these assigned numbers is acknowledged."""
-        return all(last <= before.get(peer, 0) for peer, last in self.acked.items())
+    def is_whole(self, before: Mapping[str, int], after: Mapping[str, int]) -> bool:
+        """Whether, of what a segment has for each peer, all is acknowledged or nothing."""
+        return not any(before.get(peer, 0) < self.acked.get(peer, 0) < last for peer, last in after.items())
 
     def see_all(self, position: int, size: int, before: Mapping[str, int], after: Mapping[str, int]) -> None:
-        """All of a segment at once. Nothing in it is acknowledged; its size is told apart by numbers of messages."""
+        """All of a segment at once, if it `is_whole`; its size is told apart by numbers of messages."""
         counts = {peer: last - before.get(peer, 0) for peer, last in after.items() if last > before.get(peer, 0)}
         for peer, count in counts.items():
+            if after[peer] <= self.acked.get(peer, 0):
+                continue
             self.first.setdefault(peer, position)
             self.bytes[peer] = self.bytes.get(peer, 0) + size * count // sum(counts.values())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 NANOSECONDS = 1_000_000_000
@@ -11,7 +10,8 @@ NANOSECONDS = 1_000_000_000
 @dataclass(frozen=True, slots=True)
 class Retain:
     """Whole segments are kept while the journal without them would have fewer than `bytes` bytes, and while they were
-    closed less than `age` seconds ago; with both, what either lets go goes. With neither, nothing is kept."""
+    closed less than `age` seconds ago; with both, what either lets go goes. With neither, nothing is kept. On a full
+    disk, history goes before anything is refused for long."""
 
     bytes: int | None = None
     age: float | None = None
@@ -22,13 +22,13 @@ class Retain:
             if value is not None and not value > 0:
                 raise ValueError(f"retain {name}={value!r}: give a number above 0, or None for no such limit")
 
-    def keeps(self, bytes_without: int, closed_ns: int, clock: Callable[[], int]) -> bool:
-        """Whether a segment stays that was closed at `closed_ns`. The journal has `bytes_without` without it."""
+    def keeps(self, bytes_without: int, age_ns: int) -> bool:
+        """Whether a segment stays that was closed so long ago. The journal has `bytes_without` without it."""
         if self.bytes is None and self.age is None:
             return False
         if self.bytes is not None and bytes_without >= self.bytes:
             return False
-        return self.age is None or clock() - closed_ns < self.age * NANOSECONDS
+        return self.age is None or age_ns < self.age * NANOSECONDS
 
 
 NOTHING = Retain()

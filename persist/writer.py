@@ -1,8 +1,8 @@
 """Appends frames to one segment: one pwrite() per frame, from one reused buffer, into space that is already reserved.
 
-The space is reserved ahead, and a part of it is kept for frames without sends: when the disk is full, what would fill
-it further is refused with JournalFull, and consuming goes on. Neither changes anything on disk, and both end by
-themselves as soon as there is room again.
+The space is reserved ahead, and a part of it is kept for what lets others free theirs: when the disk is full, frames
+that are not to use it are refused with JournalFull, and the others go on. A refusal changes nothing, and ends by itself
+as soon as there is room again.
 
 Nothing else is ever retried. Once a write or a sync has failed, or has been left half-way by an exception, nobody knows
 what is on disk: the writer is poisoned and every further call raises JournalPoisoned.
@@ -102,9 +102,9 @@ class Writer:
         """Where the next frame will stand in the file."""
         return self.position - self.first_position + SEGMENT_HEADER
 
-    def append(self, frame_type: int, record: Any, *, sends: bool) -> int:
+    def append(self, frame_type: int, record: Any, *, keep: int) -> int:
         """Write one frame and return its position. What cannot be encoded raises and is not written; neither is what
-        finds no room (JournalFull): with `sends`, the reserve is no room."""
+        finds no room (JournalFull): it must leave `keep` bytes of what is reserved."""
         if self.cause is not None:
             self.check()
         position = self.position
@@ -113,7 +113,7 @@ class Writer:
         encode_frame(buffer, frame_type, self.epoch, position, record, loose)
         size = len(buffer)
         if position + size > self._room:
-            self._make_room(size, sends)
+            self._make_room(size, keep)
         self._put(buffer, size, position - self.first_position + SEGMENT_HEADER)
         if size > KEPT_BUFFER:
             self._buffer = bytearray()
@@ -136,7 +136,7 @@ class Writer:
         self.position += size
         self.cause = None
 
-    def _make_room(self, size: int, sends: bool) -> None:
+    def _make_room(self, size: int, keep: int) -> None:
         """Reserve space for a frame of `size` bytes and what is to be kept behind it; at best for many more."""
         end = self.offset + size
         for wanted in (end + self._reserve + AHEAD_BYTES, end + self._reserve):
@@ -144,7 +144,7 @@ class Writer:
                 self.full = False
                 return
         self.full = True
-        if sends or (end > self._allocated and not self._allocate(end)):
+        if not self._allocate(end + keep):
             raise JournalFull(self._file.path, size, max(0, self._allocated - self.offset))
 
     def _allocate(self, size: int) -> bool:

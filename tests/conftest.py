@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -51,6 +52,12 @@ def leaves_nothing_behind() -> Iterator[None]:
     for child in children:
         child.kill()
     pytest.fail(f"left behind: processes {children}, segments {segments}, threads {threads}")
+
+
+def pytest_configure() -> None:
+    # Background jobs of a shell ignore SIGINT, and so would every process that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -125,7 +125,17 @@ def test_failure_of_the_first_start_is_told_at_once_a_later_one_is_a_death(code:
     first = Death("w", code, None, False, "why", was_up=False)
     assert decide(ChildSpec("w"), Policy(), History(), first, 0, 0)[0] == GiveUp("why", status)
     later = Death("w", code, None, False, "why", was_up=True)
-    assert decide(ChildSpec("w"), Policy(), History(), later, 0, 0)[0] == RestartAfter(0.0)
+    delay = Policy().backoff_max if code == WorkerExit.NO_SPACE else 0.0
+    assert decide(ChildSpec("w"), Policy(), History(), later, 0, 0)[0] == RestartAfter(delay)
+
+
+def test_worker_that_waits_for_room_on_the_disk_waits_as_long_as_it_takes() -> None:
+    death = Death("w", WorkerExit.NO_SPACE, None, False, "why", was_up=True)
+    history = History()
+    for second in range(1000):
+        decision, history = decide(ChildSpec("w"), Policy(max_restarts=1), history, death, second / 100, 0.5)
+        assert isinstance(decision, RestartAfter)
+    assert history == History()
 
 
 def test_first_restart_is_at_once_and_later_ones_back_off_up_to_a_limit() -> None:

@@ -61,15 +61,17 @@ SYNC_NAMES = [("sync", "directory")]
 
 
 def begun(number: int) -> Calls:
-    """Head, then name; and space for the head of the segment after it."""
-    head = [("write", "spare"), ("fdatasync", "spare"), ("rename", f"spare {number}.journal"), *SYNC_NAMES]
-    return [*head, ("create", "spare")]
+    """Head, then name."""
+    return [("write", "spare"), ("fdatasync", "spare"), ("rename", f"spare {number}.journal"), *SYNC_NAMES]
+
+
+SPARE = ("create", "spare")  # space for the head of the segment after it
 
 
 def test_new_segment_and_its_name_are_synced_before_it_is_used(tmp_path: Path) -> None:
     calls: Calls = []
     journal, _ = open_journal(tmp_path, level="power", files=lambda path: RecordingDirectory(path, calls))
-    assert calls == [*SYNC_NAMES, ("sync", "parent"), ("create", "spare"), *begun(1)]
+    assert calls == [*SYNC_NAMES, ("sync", "parent"), SPARE, *begun(1), SPARE]
     journal.close()
 
 
@@ -92,10 +94,10 @@ def test_old_segment_is_synced_before_the_next_one_exists(tmp_path: Path) -> Non
     journal.append(transaction(1))
     calls.clear()
     journal.rotate(after(1))
-    assert calls == [("fdatasync", "1.journal"), *begun(2), ("truncate", "1.journal")]
+    assert calls == [("fdatasync", "1.journal"), *begun(2), ("truncate", "1.journal"), SPARE]
     calls.clear()
     journal.rotate(after(1))
-    assert calls == [*begun(3), ("truncate", "2.journal")]
+    assert calls == [*begun(3), ("truncate", "2.journal"), SPARE]
     journal.close()
 
 
@@ -109,7 +111,7 @@ def test_recovered_content_is_synced_and_the_torn_tail_cut_before_anything_is_wr
     calls: Calls = []
     journal, _ = open_journal(tmp_path, level="power", files=lambda path: RecordingDirectory(path, calls))
     recovery = [("fdatasync", "1.journal"), ("truncate", "2.journal"), ("fdatasync", "2.journal")]
-    assert calls == [*recovery, *SYNC_NAMES, ("sync", "parent"), *begun(3)]
+    assert calls == [*recovery, *SYNC_NAMES, ("sync", "parent"), *begun(3), SPARE]
     journal.close()
 
 
@@ -119,7 +121,7 @@ def test_unfinished_segment_is_gone_for_good_before_its_number_is_used_again(tmp
     calls: Calls = []
     journal, _ = open_journal(tmp_path, level="power", files=lambda path: RecordingDirectory(path, calls))
     assert calls[:3] == [("unlink", "2.journal"), ("fdatasync", "1.journal"), ("sync", "directory")]
-    assert calls[4:] == begun(2)
+    assert calls[4:] == [*begun(2), SPARE]
     journal.close()
 
 
