@@ -39,7 +39,10 @@ def prepare(topology: Topology, observer: Observer | None = None) -> System:
     try:
         return System(plan, directory, observer)
     except (SharedMemoryFull, AlreadyRunning, TopologyChanged, RunDirectoryError, PersistError, OSError) as error:
-        raise StartFailed(plan.name, _status_of(error), str(error)) from error
+        status, reason = _status_of(error), str(error)
+        if status is ExitStatus.DAMAGED:
+            reason += f"; `ringleader journal verify {directory}` tells more, `ringleader journal repair` can mend it"
+        raise StartFailed(plan.name, status, reason) from error
 
 
 def start(topology: Topology, *, timeout: float = READY_TIMEOUT, observer: Observer | None = None) -> System:

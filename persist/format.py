@@ -176,7 +176,15 @@ def segment_name(number: int) -> str:
 def segment_number(name: str) -> int | None:
     """None if this is not the name of a segment."""
     stem = name.removesuffix(SUFFIX)
-    return int(stem) if stem != name and len(stem) == 20 and stem.isascii() and stem.isdigit() else None
+    if stem == name or len(stem) != 20 or not (stem.isascii() and stem.isdigit()):
+        return None
+    number = int(stem)
+    return number if number < 2**64 else None
+
+
+REPAIRING: Final = segment_name(2**64 - 1)
+"""As the name of a segment: while this file is there, a repair is not finished, and nobody may use the journal. It holds
+where the copy of the original is."""
 
 
 def encode_segment_header(number: int, first_position: int, version: int = VERSION) -> bytes:

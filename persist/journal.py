@@ -128,7 +128,7 @@ class Journal:
             wipe_spare(opened, 2 * reserve)
             journal._cut(found, recovered)
             journal._adopt(found, assigned, recovered.position, snapshot)
-            journal._begin_incarnation(found, recovered.position, epoch, snapshot)
+            journal._begin_incarnation(found, recovered, epoch, snapshot)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -174,10 +174,10 @@ class Journal:
         highest = {peer: last for peer, last in assigned.items() if last > acked.get(peer, 0)}
         self._closed.append(_Closed(segment, highest, closed_ns))
 
-    def _begin_incarnation(self, found: Survey, position: int, epoch: int, snapshot: Snapshot) -> None:
+    def _begin_incarnation(self, found: Survey, recovered: Recovered, epoch: int, snapshot: Snapshot) -> None:
         """On a full disk, history goes first, and what the last incarnation had reserved only when this one has begun:
         others would take it."""
-        last = found.segments[-1] if found.segments else None
+        last, position = found.segments[-1] if found.segments else None, recovered.position
         number = last.number + 1 if last else 1
         try:
             self._begin(number, position, epoch, snapshot)
@@ -189,7 +189,7 @@ class Journal:
                 raise
             self._begin(number, position, epoch, snapshot)
         try:
-            if last is not None and last.size > last.offset(position):
+            if last is not None and recovered.torn is None and last.size > last.offset(position):
                 file = self._directory.open(last.name, writable=True)
                 try:
                     file.truncate(last.offset(position))
@@ -339,12 +339,15 @@ class Journal:
         never the current one; returns how many. `acked`: peer -> durable watermark; who is not in it has acknowledged
         nothing new. On a full disk one retained segment goes, too."""
         self._check()
+        if self._writer.full:
+            self._writer.look_for_room()
         count = 0
         while self._closed and all(acked.get(peer, 0) >= last for peer, last in self._closed[0].highest.items()):
             oldest, now = self._closed[0], self._clock()
-            if oldest.closed_ns > now:  # the clock was set back: its time begins now
-                oldest = self._closed[0] = replace(oldest, closed_ns=now)
-            retained = self._retain.keeps(self.bytes - oldest.segment.size, now - oldest.closed_ns)
+            if oldest.closed_ns > now:  # the clock was set back: their time begins now
+                self._closed = deque(replace(one, closed_ns=min(one.closed_ns, now)) for one in self._closed)
+            age = max(0, now - oldest.closed_ns)
+            retained = self._retain.keeps(self.bytes - oldest.segment.size, age)
             if retained and (count or not self._writer.full):
                 break
             try:

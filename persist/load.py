@@ -23,11 +23,17 @@ def read(directory: str | os.PathLike[str]) -> Recovered:
     """What the journal holds now. Takes no lock and does not mind a live writer, whose last frame may show as torn."""
     opened = Directory(directory, create=False)
     try:
+        before = ""
         for _ in range(READ_ATTEMPTS - 1):
             try:
                 return recover(opened, survey(opened))
             except FileNotFoundError:
                 continue
+            except DamagedJournal as damage:
+                # What is written meanwhile may look like that; what two readings agree on is there.
+                if str(damage) == before:
+                    raise
+                before = str(damage)
         return recover(opened, survey(opened))
     finally:
         opened.close()

@@ -27,6 +27,7 @@ from persist.format import (
     MAX_BODY,
     MAX_LOOSE,
     READABLE,
+    REPAIRING,
     SEGMENT_HEADER,
     SNAPSHOT,
     VERSION,
@@ -89,6 +90,12 @@ def survey(directory: Directory, faults: list[PersistError] | None = None) -> Su
     """Look at the head of every segment. Given a list, put what is refused there, leave it out, and keep every snapshot
     whole; otherwise raise, and keep only the last one whole."""
     names = sorted((number, name) for name in directory.list() if (number := segment_number(name)) is not None)
+    if names and names[-1][1] == REPAIRING:
+        reason = "a repair of this journal was not finished; run `ringleader journal repair` again"
+        unfinished = DamagedJournal(directory.locate(names.pop()[1]), 0, 0, reason)
+        if faults is None:
+            raise unfinished
+        faults.append(unfinished)
     segments: list[Segment] = []
     torn = None
     previous: Segment | None = None

@@ -10,13 +10,11 @@ from contextlib import closing
 from datetime import UTC, datetime
 
 from persist.files import CHUNK, Directory
-from persist.format import segment_name
+from persist.format import REPAIRING
 from persist.history_errors import CannotRepair
 from persist.lock import NAME as LOCK
 
-MARKER = segment_name(2**64 - 1)
-"""As the name of a segment: while this file is there, recovery finds that those before it are missing, and refuses.
-It holds where the copy is."""
+MARKER = REPAIRING
 
 UNFINISHED = "repair"  # what becomes the marker
 

@@ -10,22 +10,31 @@ from persist.errors import JournalFull
 from persist.files import NO_ROOM, Directory, File, is_zeros
 
 NAME = "spare"
+PARTS = 64  # of the size that is wanted: on a full disk, as many of them are taken as can be had
 
 
 def prepare_spare(directory: Directory, size: int) -> bool:
-    """Make sure of a spare with so many bytes reserved. False if there is no room for it."""
+    """Reserve a spare of so many bytes, or of as many as there is room for, and then say False."""
     try:
         file = _open(directory)
-        try:
-            if file.size() < size:
-                file.allocate(0, size)
-        finally:
-            file.close()
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         return False
-    return True
+    try:
+        have = file.size()
+        for part in range(PARTS, 0, -1):
+            wanted = size * part // PARTS
+            try:
+                if have < wanted:
+                    file.allocate(have, wanted - have)
+                return part == PARTS
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+    finally:
+        file.close()
+    return False
 
 
 def take_spare(directory: Directory, head: int, reserve: int) -> tuple[File, int]:

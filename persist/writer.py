@@ -80,6 +80,7 @@ class Writer:
         head. `durable`: both are synced. JournalFull if not even the head finds room; then nothing has changed."""
         file, allocated = take_spare(directory, len(head), reserve)
         writer = cls(file, epoch, first_position, allocated, reserve, durable=durable)
+        writer.full = allocated < len(head) + reserve
         try:
             writer._put(head, len(head) - SEGMENT_HEADER, 0)
             if durable:
@@ -135,6 +136,10 @@ class Writer:
             self.checksum = crc32(data, self.checksum) if self._summed else 0
         self.position += size
         self.cause = None
+
+    def look_for_room(self) -> None:
+        """See whether it still is `full`."""
+        self._make_room(0, 0)
 
     def _make_room(self, size: int, keep: int) -> None:
         """Reserve space for a frame of `size` bytes and what is to be kept behind it; at best for many more."""

@@ -30,7 +30,7 @@ from actors import (
     handle,
 )
 from bus import Field
-from persist import NamedDeadLetter, read, replay
+from persist import NamedDeadLetter, check, read, replay
 
 LEVELS = ["memory", "process", "power"]
 
@@ -522,3 +522,5 @@ def test_history_is_there_to_be_replayed_if_the_topology_says_so(
     sent = [(run.edges["right"], run.count) for one in replay(directory / "journals" / "left") for run in one.sends]
     assert sum(count for _, count in sent) == (100 if kept else 0)
     assert [first for first, _ in sent] == sorted(first for first, _ in sent)
+    for journal in sorted((directory / "journals").iterdir()):
+        assert check(journal).ok, check(journal)

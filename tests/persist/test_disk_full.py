@@ -79,7 +79,11 @@ class Budget:
 
 
 def opened(
-    budget: Budget, level: str = "process", make: Callable[..., Snapshot] | None = None, retain: Retain = NOTHING
+    budget: Budget,
+    level: str = "process",
+    make: Callable[..., Snapshot] | None = None,
+    reserve: int = RESERVE,
+    retain: Retain = NOTHING,
 ) -> tuple[Journal, Recovered]:
     return Journal.open(
         "/journal",
@@ -87,9 +91,9 @@ def opened(
         level=level,
         make_snapshot=make or snapshots(level=level),
         files=budget.disk.directory,
-        reserve=RESERVE,
-        retain=retain,
         clock=lambda: 1,
+        reserve=reserve,
+        retain=retain,
     )
 
 
@@ -176,22 +180,26 @@ def test_what_only_sends_is_refused_first_what_does_both_then_what_only_consumes
     budget = Budget(8000)
     journal, _ = opened(budget, level)
     sent = consumed = 0
-    with pytest.raises(JournalFull):
-        while True:
-            journal.append(Transaction(sends=[Send(0, 1, 0, [(0, sent + 1)], b"")]))
-            sent += 1
-    left = budget.used
-    with pytest.raises(JournalFull):
-        while True:
-            transaction = Transaction(consumed=[(0, consumed + 1)], sends=[Send(0, 1, 0, [(0, sent + 1)], b"")])
+
+    def found_room(transaction: Transaction) -> bool:
+        try:
             journal.append(transaction)
-            sent, consumed = sent + 1, consumed + 1
+        except JournalFull:
+            return False
+        return True
+
+    def send() -> list[Send]:
+        return [Send(0, 1, 0, [(0, sent + 1)], b"")]
+
+    while found_room(Transaction(sends=send())):
+        sent += 1
+    left = budget.used
+    while found_room(Transaction(consumed=[(0, consumed + 1)], sends=send())):
+        sent, consumed = sent + 1, consumed + 1
     assert consumed >= RESERVE // 2 // 48 - 2
     both = consumed
-    with pytest.raises(JournalFull):
-        while True:
-            consume(journal, consumed + 1)
-            consumed += 1
+    while found_room(Transaction(consumed=[(0, consumed + 1)])):
+        consumed += 1
     assert consumed - both >= RESERVE // 2 // 32 - 2
     assert budget.used == left
     journal.close()
@@ -201,12 +209,12 @@ def test_what_only_sends_is_refused_first_what_does_both_then_what_only_consumes
 
 @LEVELS
 def test_restarts_on_a_disk_that_others_keep_full_lose_no_reserve(level: str) -> None:
-    budget = Budget(8000)
-    journal, _ = opened(budget, level)
+    budget = Budget(60_000)
+    journal, _ = opened(budget, level, reserve=20 * RESERVE)
     number = fill(journal)
     for _ in range(30):
         budget.size = budget.used  # whatever is given back, somebody else takes at once
-        journal, recovered = opened(budget, level)
+        journal, recovered = opened(budget, level, reserve=20 * RESERVE)
         assert meaning(recovered) == series(number)
         consume(journal, number)
 
@@ -215,20 +223,22 @@ def test_restarts_on_a_disk_that_others_keep_full_lose_no_reserve(level: str) ->
 def test_retained_history_goes_before_anything_is_refused_for_long(level: str) -> None:
     budget = Budget(8000)
     journal, _ = opened(budget, level, retain=Retain(bytes=1 << 30))
-    number = 0
-    for _ in range(200):
+    number = refused = 0
+    while number < 200:
         try:
             journal.append(sending(number + 1))
-            number += 1
         except JournalFull:
+            refused += 1
+            assert refused < 5, "it is refused again and again"
             if journal.relieves({0: number}):
                 journal.rotate(after(number, [(0, number)]))
-            assert journal.trim({0: number}) == 1
-            assert journal.segments >= 1
+            journal.trim({0: number})
+            continue
+        number, refused = number + 1, 0
         if number % 5 == 0 and not journal.full:
             journal.rotate(after(number, [(0, number)]))
-            assert journal.trim({0: number}) == 0
-    assert number > 100
+            assert journal.trim({0: number}) == 0 or journal.full
+    assert journal.segments > 2
     budget.size = budget.used
     journal, recovered = opened(budget, level, retain=Retain(bytes=1 << 30))
     assert meaning(recovered) == series(number)
@@ -436,8 +446,9 @@ class DiskFull(RuleBasedStateMachine):
             self.journal, recovered = opened(self.budget, self.level)
         except JournalFull:
             found = self.budget.contents()
-            for name in before:
-                assert name == "spare" or found[name] == before[name]
+            kept = {name: before[name] for name in found if name != "spare"}  # old ones that nobody needs may be gone
+            assert {name: found[name] for name in kept} == kept
+            assert max(kept) == max(name for name in before if name != "spare")
             self.budget.size = self.budget.used + 3000
             self.journal, recovered = opened(self.budget, self.level)
         numbers = {"left": self.number} if self.number else {}

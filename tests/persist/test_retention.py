@@ -111,3 +111,13 @@ def test_whole_retained_history_is_read_from_any_position_while_it_is_written(tm
     journal.close()
     with pytest.raises(JournalClosed):
         journal.read()
+
+
+def test_clock_that_was_set_back_keeps_history_no_longer_than_promised(tmp_path: Path) -> None:
+    clock = Clock()
+    journal = in_five_segments(tmp_path, clock, Retain(age=60))
+    clock.now -= 86_400 * 10**9
+    assert journal.trim({0: 4}) == 0
+    clock.now += 61 * 10**9
+    assert journal.trim({0: 4}) == 4
+    journal.close()
