@@ -183,8 +183,8 @@ def segment_number(name: str) -> int | None:
 
 
 REPAIRING: Final = segment_name(2**64 - 1)
-"""As the name of a segment: while this file is there, a repair is not finished, and nobody may use the journal. It holds
-where the copy of the original is."""
+"""As the name of a segment: while this file is there, a repair is not finished, and nobody may use the journal. It
+holds where the copy of the original is."""
 
 
 def encode_segment_header(number: int, first_position: int, version: int = VERSION) -> bytes:
