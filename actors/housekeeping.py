@@ -29,10 +29,11 @@ class Housekeeping:
         full = journal.full
         if journal.due and not full:
             self._renew(journal)
-        elif (journal.segments > 1 or full) and time.monotonic_ns() > self._trim_at:
-            # Soon, not only when the next segment is full: every restart reads what is still there.
+        elif time.monotonic_ns() > self._trim_at:
+            # Soon, not only when the next segment is full: every restart reads what is still there, and others may
+            # wait for its room on the disk.
             self._trim(journal)
-            if full and (journal.due or journal.relieves(self._acked())):
+            if journal.due or journal.relieves(self._acked()):
                 self._renew(journal)
         if cells[Field.DISK_FULL] and not journal.full:
             cells[Field.DISK_FULL] = 0

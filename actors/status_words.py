@@ -77,7 +77,7 @@ def alarms_of(workers: tuple[WorkerStatus, ...]) -> tuple[Alarm, ...]:
             text = f"{who} is in a cycle of routes that multiplies its own messages: its backlog grows for ever"
             found.append(Alarm(kind="multiplying", worker=name, text=text))
         if worker.disk_full:
-            text = f"the disk is full: {who} handles only what sends nothing, until there is room"
+            text = f"the disk is full: {who} sends nothing more, until there is room"
             found.append(Alarm(kind="disk-full", worker=name, text=text))
         if worker.outbox_over_limit:
             text = f"{who} is over its outbox limit ({size(worker.outbox_bytes)} wait): its sources are paused"

@@ -38,7 +38,7 @@ from persist.reader import Segment, Survey, survey
 from persist.recovery import Recovered, by_name
 from persist.retention import NOTHING, Retain
 from persist.spare import prepare_spare, wipe_spare
-from persist.writer import INTERRUPTED, RESERVE_BYTES, Writer, encode_head
+from persist.writer import AHEAD_BYTES, INTERRUPTED, RESERVE_BYTES, Writer, encode_head
 
 SEGMENT_BYTES = 16 << 20
 SEGMENT_FRAMES = 4096  # recovery costs about 10 us a frame, and every restart waits for it
@@ -327,12 +327,12 @@ class Journal:
         self._writer.cause = None
 
     def relieves(self, acked: Mapping[int, int]) -> bool:
-        """Whether the disk is full and a new segment would let all old ones go: everything is acknowledged."""
-        return (
-            self._writer.full
-            and (bool(self._closed) or self._writer.position > self._current.body)
-            and all(acked.get(peer, 0) >= last for peer, last in self._assigned.items())
-        )
+        """Whether everything is acknowledged, and to begin a new segment, so that all old ones go, would free much, or
+        anything on a full disk."""
+        gain = self._writer.position - self._current.body
+        much = gain > AHEAD_BYTES and self._writer.position > self._due_early_at
+        any_of_it = self._writer.full and (gain > 0 or bool(self._closed))
+        return (much or any_of_it) and all(acked.get(peer, 0) >= last for peer, last in self._assigned.items())
 
     def trim(self, acked: Mapping[int, int]) -> int:
         """Delete the leading segments in which every send is acknowledged, but for those that are to be retained and

@@ -161,11 +161,11 @@ def decode_id(encoded: bytes) -> PeerId:
 
 
 def check_id(peer: object) -> PeerId:
-    """The same; ValueError names what cannot be an id."""
+    """The same, as a plain int or str: members of an Enum may show otherwise. ValueError names what cannot be an id."""
     if isinstance(peer, int) and not isinstance(peer, bool) and 0 <= peer <= MAX_ID:
-        return peer
+        return int.__index__(peer)
     if isinstance(peer, str) and 0 < len(peer.encode()) <= MAX_NAME_BYTES:
-        return peer
+        return str.__str__(peer).encode().decode()
     raise ValueError(f"{peer!r} cannot be an id: give 0 <= int < 2**64, or a str of 1 to {MAX_NAME_BYTES} bytes")
 
 

@@ -147,7 +147,7 @@ class StreamTransport:
             if value < 1:
                 raise ValueError(f"{name} is {value}: give at least 1")
         for peer, address in places.items():
-            if check_id(peer) == local_id:
+            if check_id(peer) == check_id(local_id):
                 raise ValueError(f"{peer!r} cannot connect to itself")
             if not (key or stays_here(address) or authenticates(tls.client)):
                 raise InsecureAddress(str(address), "connect to")

@@ -64,7 +64,7 @@ class Patience:
 class Staged:
     """What the messages of all peers did since the last commit."""
 
-    def __init__(self, commit: Committer, check: Callable[[Effects], None]) -> None:
+    def __init__(self, commit: Committer, check: Callable[[Effects], Effects]) -> None:
         self.consumed: dict[PeerId, int] = {}
         self.values: dict[str, bytes | None] = {}
         self.sends: list[tuple[PeerId, bytes]] = []
@@ -73,7 +73,7 @@ class Staged:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, effects: Effects) -> None:
-        self._check(effects)
+        effects = self._check(effects)
         self.values.update(effects.put)
         self.sends.extend(effects.send)
 
@@ -132,6 +132,7 @@ class Delivery(Generic[M]):
         self._again = Signal()
         self._retries = 0  # ever asked for
         self._stopping = False
+        self._done_through = 0  # number of the last message whose target has succeeded
         self._in_batch = 0
         self._batch_ends = 0.0
 
@@ -147,6 +148,7 @@ class Delivery(Generic[M]):
         self._again.set()
 
     async def run(self) -> None:
+        """May run again after it was cancelled: it goes on where it was."""
         session = self.session
         inbox = session.inbox
         while not self._stopping:
@@ -156,6 +158,7 @@ class Delivery(Generic[M]):
                 self._begin()
                 continue
             frame, skip = inbox[0]
+            skip = max(skip, self._done_through + 1 - frame.number)
             if not await self._deliver(frame, skip):
                 break
             inbox.popleft()
@@ -186,14 +189,16 @@ class Delivery(Generic[M]):
                     raise
                 if not await self._retried(error, number, message_id, contents):
                     return False
-            staged.consumed[peer] = number
+            staged.consumed[peer] = self._done_through = number
             number += 1
             message_id += 1
             self._in_batch += 1
-            # The clock is looked at now and then: targets that are quick get through many more within SLICE.
-            if self._in_batch >= self._batch or (not self._in_batch & 7 and clock() >= self._batch_ends):
+            late = clock() >= self._batch_ends
+            if late or self._in_batch >= self._batch:
                 await self._flush()
                 await asyncio.sleep(0)
+                if late:
+                    await asyncio.sleep(0)  # whom a timer wakes has his turn in the round after
                 self._begin()
             if self._stopping:
                 return False

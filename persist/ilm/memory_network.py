@@ -181,7 +181,8 @@ class MemoryNetwork:
     # ------------------------------------------------------------------------------------------------ who is there
     def join(self, peer: PeerId, *, max_frame_bytes: int = MAX_FRAME) -> MemoryTransport:
         """A new end, connected to all that are there. Its id is free again once it has been closed."""
-        if check_peer(peer) in self._ends:
+        peer = check_peer(peer)
+        if peer in self._ends:
             raise ValueError(f"{peer!r} is on this network already")
         if max_frame_bytes < SMALLEST_MAX_FRAME:
             raise ValueError(f"frames of {max_frame_bytes} bytes are too short; give at least {SMALLEST_MAX_FRAME}")

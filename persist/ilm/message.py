@@ -51,12 +51,12 @@ class ILMMessage:
 
 
 def check_peer(peer: object) -> PeerId:
-    """The same; ValueError names what cannot be the id of a peer."""
+    """The same, as a plain int or str: members of an Enum may show otherwise than they compare. ValueError names what
+    cannot be the id of a peer."""
     if isinstance(peer, int) and not isinstance(peer, bool) and 0 <= peer <= MAX_ID:
-        return peer
+        return int.__index__(peer)
     if isinstance(peer, str) and 0 < len(peer.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES:
-        peer.encode()  # raises UnicodeEncodeError, which is a ValueError, for lone surrogates
-        return peer
+        return str.__str__(peer).encode().decode()  # UnicodeEncodeError, a ValueError, for lone surrogates
     raise ValueError(
         f"{peer!r} cannot be the id of a peer: give an int from 0 to 2**64 - 1, or a str of 1 to {MAX_NAME_BYTES} bytes"
     )

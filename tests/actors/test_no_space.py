@@ -147,6 +147,115 @@ FILLING = """
 """
 
 
+BLOCKED = """
+    import os, sys, time
+    from actors import Handler, Message, State, Topology, handle
+
+    LAST, BEATS = 2000, 50
+    OUT = os.path.abspath(sys.argv[1] + "/../..")
+
+    class Tick(Message):
+        n: int
+        filling: bytes
+
+    class Beat(Message):
+        n: int
+
+    class Position(State):
+        n: int = 0
+
+    class Source(Handler):
+        state: Position
+
+        def __init__(self, go, first, last, make):
+            self.go, self.first, self.last, self.make = go, first, last, make
+
+        def on_loop(self):
+            if self.state.n == self.last:
+                return float("inf")
+            if self.state.n == self.first and not os.path.exists(self.go):
+                return 0.01
+            self.state.n += 1
+            self.send(self.make(self.state.n))
+
+    class Feed(Source): ...
+    class Drum(Source): ...
+
+    class Relay(Handler):
+        @handle
+        def on_tick(self, tick: Tick) -> None:
+            for part in range(3):
+                self.send(Tick(3 * (tick.n - 1) + part + 1, tick.filling))
+
+    class Counter(Handler):
+        state: Position
+
+        def __init__(self, out):
+            self.out = out
+
+        @handle
+        def on_beat(self, beat: Beat) -> None:
+            assert beat.n == self.state.n + 1
+            self.state.n = beat.n
+            with open(self.out, "a") as file:
+                file.write(".")
+
+    class Sink(Handler):
+        state: Position
+
+        @handle
+        def on_tick(self, tick: Tick) -> None:
+            assert tick.n == self.state.n + 1
+            self.state.n = tick.n
+            if tick.n == 3 * LAST:
+                self.stop_system()
+
+    app = Topology("full", directory=sys.argv[1])
+    app.worker("a", feed=Feed.spec(go=OUT + "/go", first=1, last=LAST, make=lambda n: Tick(n, bytes(1000))))
+    app.worker("b", relay=Relay, counter=Counter.spec(out=OUT + "/beats"))
+    app.worker("c", drum=Drum.spec(go=OUT + "/drum", first=1, last=BEATS, make=lambda n: Beat(n)))
+    app.worker("d", sink=Sink)
+    app.route("feed", Tick, to="relay")
+    app.route("relay", Tick, to="sink")
+    app.route("drum", Beat, to="counter")
+
+    def until(condition):
+        deadline = time.monotonic() + 40
+        while not condition():
+            assert time.monotonic() < deadline, system.status()
+            time.sleep(0.01)
+
+    def worker(name):
+        return next(one for one in system.status().workers if one.name == name)
+
+    def beats():
+        return os.path.getsize(OUT + "/beats") if os.path.exists(OUT + "/beats") else 0
+
+    if __name__ == "__main__":
+        with app.start() as system:
+            until(lambda: worker("d").handled_messages == 3 and beats() == 1)
+            filler = open(sys.argv[1] + "/../filler", "ab", buffering=0)
+
+            def is_blocked():
+                try:
+                    while True:
+                        filler.write(bytes(1 << 12))
+                except OSError:
+                    open(OUT + "/go", "w").close()
+                return worker("b").disk_full and worker("a").disk_full
+
+            until(is_blocked)
+            done = worker("d").handled_messages
+            open(OUT + "/drum", "w").close()
+            until(lambda: beats() == BEATS)
+            print("blocked:", worker("b").disk_full, 0 < done < 3 * LAST)
+            os.unlink(filler.name)
+            filler.close()
+            system.join(60)
+            print("dead:", system.status().dead_letters)
+"""
+
+
 def run(folder: Path, mounts: dict[Path, str], text: str = SCRIPT) -> subprocess.CompletedProcess[str]:
     """The script in a mount namespace where these directories are file systems of these sizes."""
     script = folder / "script.py"
@@ -189,4 +298,11 @@ def test_a_disk_that_gets_full_refuses_sends_and_all_goes_on_when_there_is_room(
     ended = run(folder, {folder / "disk": "8m"}, FILLING)
     assert ended.stderr == ""
     assert ended.stdout.splitlines() == ["refused: JournalFull True", "restarts: 0 dead: 0"]
+    assert ended.returncode == ExitStatus.OK
+
+
+def test_what_only_consumes_goes_on_in_a_worker_whose_sends_find_no_room(folder: Path) -> None:
+    ended = run(folder, {folder / "disk": "12m"}, BLOCKED)
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == ["blocked: True True", "dead: 0"]
     assert ended.returncode == ExitStatus.OK

@@ -282,6 +282,27 @@ def test_acknowledgements_free_the_room_that_sending_needs(level: str) -> None:
 
 
 @LEVELS
+def test_what_is_acknowledged_is_let_go_before_anybody_misses_its_room(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may: a journal that is not full itself would keep up to a whole segment that nobody needs."""
+    monkeypatch.setattr(journal_module, "AHEAD_BYTES", 3000)
+    budget = Budget(100_000)
+    journal, _ = opened(budget, level)
+    number = 0
+    while not journal.relieves({0: number}):
+        number += 1
+        journal.append(sending(number))
+        assert not journal.relieves({0: number - 1})
+        assert number < 50
+    assert not journal.full
+    journal.rotate(after(number, [(0, number)]))
+    assert journal.trim({0: number}) == 1
+    assert not journal.relieves({0: number})
+    journal.close()
+
+
+@LEVELS
 def test_snapshot_larger_than_the_spare_is_refused_and_everything_is_as_before(level: str) -> None:
     budget = Budget(8000)
     journal, _ = opened(budget, level)

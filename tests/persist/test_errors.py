@@ -12,7 +12,10 @@ from persist import errors
 EXAMPLES: list[tuple[errors.PersistError, str]] = [
     (errors.JournalLocked("/j", 7), "/j is in use by process 7"),
     (errors.JournalLocked("/j", 0), "/j is in use by process unknown"),
-    (errors.UnsafeDirectory("/j", "why"), "/j is not safe for a journal: why"),
+    (
+        errors.UnsafeDirectory("/j", "why"),
+        "/j is not safe for a journal: why; make it yours alone (chown, chmod go-w)",
+    ),
     (errors.JournalPoisoned("/j/1", 64, "why"), "/j/1 is poisoned at offset 64: why"),
     (errors.JournalFull("/j/1", 64, 9), "no room on disk for 64 bytes in /j/1 (9 are kept in reserve)"),
     (errors.JournalClosed("/j", "why"), "the journal in /j cannot be used: why"),

@@ -280,3 +280,52 @@ async def test_shutdown_does_not_wait_longer_than_it_was_told() -> None:
     with pytest.raises(ShutdownTimedOut):
         await a.shutdown(0)
     assert two.got["b"].messages == []
+
+
+@scenario
+async def test_effects_are_what_they_were_when_the_target_returned() -> None:
+    """Whatever they are made of: something that can be read only once, or that is used again for the next message."""
+    two = Two()
+    buffer = bytearray()
+
+    def deliver(message: ILMMessage) -> Effects:
+        buffer[:] = message.contents
+        return Effects(send=(("a", part) for part in (buffer, b"+")))  # type: ignore[arg-type]
+
+    async with await two.open("a") as a, await two.open("b", deliver):
+        await a.send_many("b", SEVERAL[:3])
+        await until(lambda: len(two.got["a"].contents) == 6)
+        assert two.got["a"].contents == [b"0", b"+", b"1", b"+", b"2", b"+"]
+
+
+@scenario
+async def test_key_that_cannot_be_kept_is_a_mistake_of_the_one_message_or_call() -> None:
+    two = Two()
+
+    def deliver(message: ILMMessage) -> Effects:
+        return Effects(put={message.contents.decode("utf-8", "surrogateescape"): b"1"})
+
+    async with await two.open("a") as a, await two.open("b", deliver, delivery_attempts=1) as b:
+        with pytest.raises(ValueError, match="surrogates"):
+            await b.put("\ud800", b"")
+        await a.send_to("b", b"\xff")
+        await until(lambda: b.problems())
+        assert isinstance(b.problems()["a"][0], DeliveryFailed)
+        await b.put("key", b"value")
+        assert b.get("key") == b"value"
+
+
+@scenario
+async def test_targets_that_block_leave_others_their_turn() -> None:
+    two = Two()
+
+    def deliver(message: ILMMessage) -> None:
+        time.sleep(0.03)  # more than a slice
+
+    async with await two.open("a") as a, await two.open("b", deliver):
+        await a.send_many("b", SEVERAL * 2)
+        turns = 0
+        while a.pending():
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert turns >= 8, "others had their turn once in several messages only"
