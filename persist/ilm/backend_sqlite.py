@@ -6,6 +6,9 @@ Contract: that of persist.ilm.backend, at durability "process" or "power", and
 - While an ILM uses it, others may read it with any SQLite client: it is in WAL mode. They must not write to it.
 - Its application_id is "RGLI", its user_version the version of the schema below. A database of a later version, or one
   that is something else, is refused and left as it is.
+- On a full disk, what is committed and not yet in the database proper can be carried over: the file PATH-reserve
+  takes the room that needs (256 KiB at least) and is given up for it. Thus the log can be emptied, changes without
+  sends go on in the room of the log, and so do deletions; sends when the reserve has been taken again.
 
 What is in it, most of which can be read as it stands:
 
@@ -27,40 +30,20 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from urllib.parse import quote
 
-from persist.errors import JournalLocked, NewerFormat, SequenceBroken
+from persist.errors import JournalLocked, SequenceBroken
+from persist.ilm import sqlite_file
 from persist.ilm.backend import Change, PeerState, Run
 from persist.ilm.errors import BackendFailed, BackendInUse, NotAStore, StorageFull
 from persist.ilm.message import PeerId
+from persist.ilm.reserve_file import ReserveFile
 from persist.lock import DirectoryLock
 
-APPLICATION_ID = int.from_bytes(b"RGLI", "big")
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE peers (
-    peer INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL CHECK (kind IN ('int', 'str')),
-    name TEXT NOT NULL,
-    assigned INTEGER NOT NULL DEFAULT 0,
-    acked INTEGER NOT NULL DEFAULT 0,
-    watermark INTEGER NOT NULL DEFAULT 0,
-    position INTEGER NOT NULL DEFAULT 0, -- of the last transaction with a message to it
-    UNIQUE (kind, name)
-);
-CREATE TABLE outbox (
-    peer INTEGER NOT NULL REFERENCES peers,
-    last INTEGER NOT NULL,
-    first INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    body BLOB NOT NULL,
-    PRIMARY KEY (peer, last)
-) WITHOUT ROWID;
-CREATE TABLE keyed (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-"""
 SYNCHRONOUS = {"process": "NORMAL", "power": "FULL"}
 BATCH = 64  # runs loaded at a time by `runs`
 ACKNOWLEDGEMENTS = 64  # are deleted together, unless a commit comes first that takes them along
+RESERVE_BYTES = 1 << 18  # kept at least; grows in steps of that
+SLACK_BYTES = RESERVE_BYTES // 2  # of the reserve, is beside what sends may need
 
 _CALLERS_FAULT = (sqlite3.ProgrammingError, sqlite3.DataError)  # nothing is wrong with the database
 
@@ -91,6 +74,8 @@ class SQLiteBackend:
         self._position = 0
         self._unwritten: set[PeerId] = set()  # acknowledgements that the database does not show
         self._calls = 0  # of `acknowledged` since it showed all
+        self._reserve: ReserveFile | None = None
+        self._owed = 0  # bytes by which the database will grow when its log is carried over; or less
 
     @property
     def durability(self) -> str:
@@ -105,69 +90,54 @@ class SQLiteBackend:
                 lock = DirectoryLock(parent, directory, f"{name}-lock")
             except JournalLocked as locked:
                 raise BackendInUse(f"{self.path} (process {locked.pid or 'unknown'})") from locked
+            reserve: ReserveFile | None = None
             try:
-                database = self._open(name, directory)
-                try:
-                    found = self._load(database)
-                except BaseException:
-                    database.close()
-                    raise
+                with sqlite_file.errors_named(self.path):
+                    with contextlib.suppress(FileExistsError):
+                        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                        os.close(os.open(name, flags, 0o600, dir_fd=directory))
+                    sqlite_file.look(self.path)
+                    reserve = ReserveFile(f"{name}-reserve", directory)
+                    try:
+                        database, found = self._open(directory)
+                    except sqlite3.OperationalError as error:
+                        if not (reserve.size and sqlite_file.no_room_to_open(error)):
+                            raise
+                        reserve.cut(0)
+                        database, found = self._open(directory)
             except BaseException:
+                if reserve is not None:
+                    reserve.close()
                 lock.release()
                 raise
         finally:
             os.close(directory)
         self._database, self._lock, self._process, self._failed = database, lock, os.getpid(), ""
+        self._reserve = reserve
+        self._provide(database, reserve, 0)
+        reserve.cut(_stepped(self._owed))
         return found
 
-    def _open(self, name: str, directory: int) -> sqlite3.Connection:
-        with contextlib.suppress(FileExistsError):
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(name, flags, 0o600, dir_fd=directory))
-        self._look()
+    def _open(self, directory: int) -> tuple[sqlite3.Connection, dict[PeerId, PeerState]]:
         database = sqlite3.connect(self.path, isolation_level=None)
         try:
             database.execute(f"PRAGMA synchronous = {SYNCHRONOUS[self._durability]}")
             database.execute("PRAGMA fullfsync = ON")  # fsync alone does less than it says on some systems
-            self._check_identity(database)  # again: what a later version did last may be in its log only
-            if _identity(database) == (0, 0):
-                database.executescript(
-                    f"BEGIN EXCLUSIVE; PRAGMA application_id = {APPLICATION_ID};"
-                    f"PRAGMA user_version = {SCHEMA_VERSION}; {SCHEMA} COMMIT;"
-                )
+            database.execute("PRAGMA secure_delete = FAST")  # to overwrite what is deleted would take room in the log
+            sqlite_file.check_identity(
+                self.path, database
+            )  # again: what a later version did last may be in its log only
+            if sqlite_file.identity(database) == (0, 0):
+                sqlite_file.create(database)
             (mode,) = database.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise NotAStore(self.path, f"SQLite can keep no write-ahead log there (journal mode {mode!r})")
             if self._durability == "power":
                 os.fsync(directory)
-        except BaseException as error:
+            return database, self._load(database)
+        except BaseException:
             database.close()
-            if _is_full(error):
-                raise StorageFull(f"a database in {self.path}") from error
             raise
-        return database
-
-    def _look(self) -> None:
-        """Refuses what is not ours, without a lock, a log or anything else being made beside it."""
-        # A rollback journal is there after a crash only, in our case one in the transaction that made the database.
-        mode = "mode=rw" if os.path.exists(f"{self.path}-journal") else "mode=ro&immutable=1"
-        with contextlib.closing(sqlite3.connect(f"file:{quote(self.path)}?{mode}", uri=True)) as database:
-            try:
-                self._check_identity(database)
-                ((tables,),) = database.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-            except sqlite3.DatabaseError as error:
-                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_NOTADB:
-                    raise NotAStore(self.path, str(error)) from error
-                raise
-            if tables and _identity(database) == (0, 0):
-                raise NotAStore(self.path, f"it is a database of no known application, with {tables} tables")
-
-    def _check_identity(self, database: sqlite3.Connection) -> None:
-        application, version = _identity(database)
-        if application == APPLICATION_ID and version > SCHEMA_VERSION:
-            raise NewerFormat(self.path, version, SCHEMA_VERSION)
-        if application != APPLICATION_ID and (application or version):
-            raise NotAStore(self.path, f"it is a database with the application_id {application}")
 
     def _load(self, database: sqlite3.Connection) -> dict[PeerId, PeerState]:
         self._peers.clear()
@@ -187,8 +157,25 @@ class SQLiteBackend:
 
     # ------------------------------------------------------------------------------------------------ committing
     def commit(self, change: Change) -> int:
+        try:
+            return self._commit(change)
+        except StorageFull:
+            if not (change.sends and self._nothing_to_gain()):
+                self._relieve()
+        try:
+            return self._commit(change)
+        except StorageFull:
+            if change.sends or self._reserve is None:
+                raise
+        self._reserve.cut(0)
+        return self._commit(change)
+
+    def _commit(self, change: Change) -> int:
         database = self._usable()
         sends, consumed, values = change
+        reserve = self._reserve
+        assert reserve is not None
+        size = 0
         peers = self._peers
         ends: dict[PeerId, int] = {}
         for peer, run in sends:
@@ -196,6 +183,11 @@ class SQLiteBackend:
             if run.first != last + 1 or run.count < 1:
                 raise SequenceBroken(str(peer), last + 1, run.first)
             ends[peer] = run.first + run.count - 1
+            size += len(run.body) + min(len(run.body), 4096) + 200
+        for _, value in values:
+            size += 2 * len(value) + 200 if isinstance(value, bytes) else 0
+        if sends and self._owed + size + SLACK_BYTES > reserve.size and not self._provide(database, reserve, size):
+            raise StorageFull(f"a transaction in {self.path}")
         watermarks = dict(consumed)
         position = self._position + 1
         added: dict[PeerId, _Peer] = {}
@@ -224,13 +216,10 @@ class SQLiteBackend:
                 self._delete_acknowledged(database)
             execute("COMMIT")
         except BaseException as error:
-            full = self._undo(database, error)
-            if not full:
+            if not self._undo(database, error):
                 raise
-            # Room may be there for the taking: what is acknowledged and still in the outbox.
-            if sends and self._unwritten and self._forget_acknowledged(database):
-                return self.commit(change)
             raise StorageFull(f"a transaction in {self.path}") from error
+        self._owed += size
         self._position = position
         peers.update(added)
         for peer, last in ends.items():
@@ -249,7 +238,7 @@ class SQLiteBackend:
     def _undo(self, database: sqlite3.Connection, error: BaseException) -> bool:
         """Roll back; True if that was for want of room. If it cannot be rolled back, or the database itself is at
         fault, nobody knows what it holds: it is not used any more."""
-        full = _is_full(error)
+        full = sqlite_file.is_full(error)
         try:
             if database.in_transaction:
                 database.execute("ROLLBACK")
@@ -274,8 +263,8 @@ class SQLiteBackend:
         known.acked = min(through, known.assigned)
         self._unwritten.add(peer)
         self._calls += 1
-        if self._calls >= ACKNOWLEDGEMENTS:
-            self._forget_acknowledged(database)
+        if self._calls >= ACKNOWLEDGEMENTS and not self._forget_acknowledged(database):
+            self._relieve()
 
     def _forget_acknowledged(self, database: sqlite3.Connection) -> bool:
         """In a transaction of its own. False if there is no room even for that."""
@@ -302,6 +291,13 @@ class SQLiteBackend:
         self._calls = 0
 
     def forget(self, peer: PeerId) -> None:
+        try:
+            self._forget(peer)
+        except StorageFull:
+            self._relieve()
+            self._forget(peer)
+
+    def _forget(self, peer: PeerId) -> None:
         database = self._usable()
         known = self._peers.get(peer)
         if known is None:
@@ -317,6 +313,31 @@ class SQLiteBackend:
             raise
         del self._peers[peer]
         self._unwritten.discard(peer)
+
+    # ------------------------------------------------------------------------------------------------ finding room
+    def _provide(self, database: sqlite3.Connection, reserve: ReserveFile, size: int) -> bool:
+        """There is a reserve for what is owed and `size` more; False if there is no room for it."""
+        self._owed = sqlite_file.owed(self.path, database)
+        return reserve.hold(_stepped(self._owed + size))
+
+    def _nothing_to_gain(self) -> bool:
+        """Nothing is in the log and nothing acknowledged: to give the reserve up would only put it at risk."""
+        return not self._unwritten and not os.stat(f"{self.path}-wal").st_size
+
+    def _relieve(self) -> None:
+        """Make all the room there can be, and take the reserve again if that is enough."""
+        database, reserve = self._usable(), self._reserve
+        assert reserve is not None
+        reserve.cut(0)
+        try:
+            sqlite_file.empty_log(database)
+            for peer in self._unwritten:
+                sqlite_file.delete_in_pieces(database, self._peers[peer].row, self._peers[peer].acked)
+            sqlite_file.shrink(database)
+        except sqlite3.DatabaseError as error:
+            self._failed = self._failed or str(error)
+            raise
+        self._provide(database, reserve, 0)
 
     # ------------------------------------------------------------------------------------------------ reading
     def runs(self, peer: PeerId, after: int, from_position: int) -> Iterator[Run]:
@@ -361,16 +382,12 @@ class SQLiteBackend:
                     if self._unwritten and not self._failed:
                         self._forget_acknowledged(database)
             database.close()
+        if self._reserve is not None:
+            self._reserve.close()
+            self._reserve = None
         if lock is not None:
             lock.release()
 
 
-def _identity(database: sqlite3.Connection) -> tuple[int, int]:
-    """(application_id, user_version)."""
-    ((application,),) = database.execute("PRAGMA application_id").fetchall()
-    ((version,),) = database.execute("PRAGMA user_version").fetchall()
-    return application, version
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
+def _stepped(owed: int) -> int:
+    return -(-(owed + SLACK_BYTES) // RESERVE_BYTES) * RESERVE_BYTES

@@ -4,6 +4,7 @@ Contract
 - What follows a commit (publishing, acknowledging, greeting) is released in the order of the commits: at once, or at
   level power when a later sync has returned.
 - Syncs that are wanted at the same time are one.
+- Who waits for a sync when there will be none gets NotKnownDurable.
 - StorageFull passes through: nothing was changed. Any other failure is BackendFailed, then and for ever.
 """
 
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from persist.ilm.backend import Backend, Change
-from persist.ilm.errors import BackendFailed, ILMError, StorageFull
+from persist.ilm.errors import BackendFailed, ILMError, StorageFull, not_known_durable
 from persist.ilm.waiting import Signal
 
 
@@ -30,6 +31,7 @@ class Commits:
         self._released = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._wanted = Signal()
+        self._abandoned: ILMError | None = None
 
     def commit(self, change: Change) -> int:
         """The position of its sends. What must follow it is to be handed to `then`, before the next commit."""
@@ -53,6 +55,8 @@ class Commits:
         """Returns when everything committed so far is durable."""
         if self._released == self._count:
             return
+        if self._abandoned is not None:
+            raise not_known_durable(self._abandoned)
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append((self._count, waiter))
         await waiter
@@ -82,8 +86,9 @@ class Commits:
                     waiter.set_result(None)
 
     def abandon(self, error: ILMError) -> None:
-        """Nobody will sync any more: whoever waits gets the error."""
+        """Nobody will sync any more: whoever waits is told, and whoever comes later."""
+        self._abandoned = self._abandoned or error
         while self._waiting:
             waiter = self._waiting.popleft()[1]
             if not waiter.done():
-                waiter.set_exception(error.__class__(*error.args))
+                waiter.set_exception(not_known_durable(error))

@@ -102,6 +102,53 @@ class ILMClosed(ILMError):
         return f"this ILM takes nothing more: {self.reason}"
 
 
+class ShutdownInDelivery(ILMError):
+    """The delivery target waits for the shutdown of its own ILM, which would wait for the target. Nothing was done."""
+
+    def __str__(self) -> str:
+        return (
+            "shutdown waits for the delivery that called it: start it as a task, asyncio.create_task(ilm.shutdown()), "
+            "and let the target return"
+        )
+
+
+class NotKnownDurable(ILMError):
+    """What the caller gave is committed, but whether it is synced will not be known here: after a power loss it may be
+    there or not, else it is. To send it again is to send it twice. Raised as one of the kinds below, each of which is
+    also the error that ended the wait."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; what was given is committed, though not known to be synced: do not give it again"
+
+
+class ClosedBeforeSync(NotKnownDurable, ILMClosed):
+    """The caller closed this ILM while another call waited for its sync."""
+
+
+class BrokenBeforeSync(NotKnownDurable, ILMBroken):
+    """Something below ILM failed while a call waited for its sync."""
+
+
+class BackendFailedBeforeSync(NotKnownDurable, BackendFailed):
+    """The backend failed while a call waited for its sync."""
+
+
+class TransportFailedBeforeSync(NotKnownDurable, TransportFailed):
+    """The transport failed while a call waited for its sync."""
+
+
+def not_known_durable(error: ILMError) -> ILMError:
+    """`error` to whom has committed and waits for the sync."""
+    for kind, also in (
+        (ILMClosed, ClosedBeforeSync),
+        (BackendFailed, BackendFailedBeforeSync),
+        (TransportFailed, TransportFailedBeforeSync),
+    ):
+        if isinstance(error, kind):
+            return also(*error.args)
+    return BrokenBeforeSync(str(error))
+
+
 class SendToSelf(ILMError):
     """The caller gave its own id as the destination."""
 
@@ -164,7 +211,10 @@ class PeerLostState(ILMError):
         self.found = found
 
     def __str__(self) -> str:
-        return f"peer {self.peer!r} lost its state: {self.what} should be {self.expected}, is {self.found}"
+        return (
+            f"peer {self.peer!r} lost its state: {self.what} should be {self.expected}, is {self.found}; "
+            f"call forget({self.peer!r}) here, and forget of this end there if it remembers it"
+        )
 
 
 class LostOwnState(ILMError):
@@ -184,7 +234,8 @@ class LostOwnState(ILMError):
     def __str__(self) -> str:
         return (
             f"this end lost its state: by what peer {self.peer!r} remembers, "
-            f"{self.what} should be {self.expected}, is {self.found}"
+            f"{self.what} should be {self.expected}, is {self.found}; "
+            f"call forget({self.peer!r}) here if this end remembers it, and forget of this end there"
         )
 
 
@@ -200,7 +251,9 @@ class DeliveryFailed(ILMError):
 
     def __str__(self) -> str:
         return (
-            f"message {self.message_id} from {self.peer!r} failed {self.attempts} times, the last time by {self.cause}"
+            f"message {self.message_id} from {self.peer!r} failed {self.attempts} times, the last time by "
+            f"{self.cause}; call retry({self.peer!r}) to go on with it, or forget({self.peer!r}) to drop all there is "
+            "of this peer"
         )
 
 

@@ -3,7 +3,8 @@
 Contract
 - `send_to`, `send_many` and `send` return when the messages are committed (and synced, at level power). Nothing else
   is needed for them to be delivered some day. A call that raises or is cancelled has committed none of them; only at
-  level power, cancelled while it waits for the sync, it has committed all of them.
+  level power, while it waits for the sync, it has committed all of them: then it raises NotKnownDurable (which is also
+  the ILMClosed or ILMBroken that ended the wait), or is cancelled. To send them again is to send them twice.
 - Each message is delivered once, those of one source in the order of their sending, as long as both backends live;
   connections, and either end, may come and go. For the delivery target itself see persist/ilm/delivery.py.
 - An outbox over its limit makes its senders wait, no others. An unknown or absent peer is no error.
@@ -24,18 +25,20 @@ from msgspec import Struct
 
 from persist.ilm.backend import Backend, Change
 from persist.ilm.delivery import Deliver, Effects
-from persist.ilm.errors import ILMClosed, ILMError, ShutdownTimedOut, WrongSource
+from persist.ilm.errors import ILMClosed, ILMError, ShutdownInDelivery, ShutdownTimedOut, WrongSource
+from persist.ilm.forgetting import nothing
 from persist.ilm.identity import USER
 from persist.ilm.message import ILMMessage, MakeMessage, MessageMetadata, PeerId
 from persist.ilm.options import Opening, Options, Settings
 from persist.ilm.outboxes import as_bytes
 from persist.ilm.peering import Peering
-from persist.ilm.peerings import Peerings, again, nothing
+from persist.ilm.peerings import Peerings, again
 from persist.ilm.transport import Transport
 
 log = logging.getLogger("ringleader")
 
 M = TypeVar("M")
+SMALLEST_MAX_FRAME = 1024  # bytes, of a transport
 TURN = 32  # sends after which others have their turn
 
 
@@ -95,9 +98,18 @@ class ILM(Generic[M]):
 
         `deliver` is called with each message; what it may give back is in delivery.py. `message` makes them.
         """
+        if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+            raise TypeError(f"ILM.open has no option {', '.join(unknown)}: give {', '.join(Options.__annotations__)}")
         settings = Settings(**options)
+        if not callable(deliver):
+            raise TypeError(f"ILM.open: deliver is {deliver!r}: give a function, which is called with each message")
 
         async def start() -> ILM[Any]:
+            if transport.max_frame_bytes < SMALLEST_MAX_FRAME:
+                raise ValueError(
+                    f"ILM.open: the transport's max_frame_bytes is {transport.max_frame_bytes}: "
+                    f"give one that takes frames of {SMALLEST_MAX_FRAME} bytes at least"
+                )
             peerings: Peerings[Any] = Peerings(backend, deliver, transport, message, settings)
             await peerings.open()
             return ILM(peerings)
@@ -158,6 +170,8 @@ class ILM(Generic[M]):
             peering = self._peerings.meet(peer)
             if peering.session.problem is not None:
                 raise again(peering.session.problem)
+            if (interrupted := peering.problems.get("forgetting")) is not None:
+                raise again(interrupted)
             if not peering.is_leaving:
                 peering.outbox.reckon()
                 if peering.outbox.allowance > 0:
@@ -218,7 +232,9 @@ class ILM(Generic[M]):
 
     async def forget(self, peer: PeerId) -> list[M]:
         """Drop all there is of a peer, and begin anew with it; the messages that it had not acknowledged (it may have
-        delivered them all the same). To the peer this is a loss of state, which it has to settle, too."""
+        delivered them all the same). To the peer this is a loss of state, which it has to settle, too. StorageFull:
+        nothing was changed; or, if `problems` has it as well, sends to the peer raise it until another `forget`, or
+        the next opening, has finished."""
         self._check_open()
         return await self._peerings.forget(peer)
 
@@ -227,7 +243,9 @@ class ILM(Generic[M]):
     async def shutdown(self, timeout: float | None = None) -> None:
         """Take nothing more, wait until all that was sent is acknowledged by those who can, then close; this in every
         case. ShutdownTimedOut says what is pending: it stays in the backend. DeliveryFailed, if there was no
-        `on_problem`. What failed inside."""
+        `on_problem`. What failed inside. ShutdownInDelivery from within a delivery target: let it start a task."""
+        if self._peerings.is_within_delivery():
+            raise ShutdownInDelivery
         if self._is_shutting_down:
             await self.wait_closed()
             return

@@ -86,8 +86,10 @@ class Flight:
         self.deadline = now + self._interval
 
     def answered(self, now: float, *, is_behind: bool) -> None:
-        """The peer lives; there is no progress yet, if it `is_behind`."""
-        self.deadline = now + self._interval if is_behind else None
+        """The peer lives, so the waits begin anew; there is no progress yet, if it `is_behind`."""
+        self.await_answer(now)
+        if not is_behind:
+            self.deadline = None
 
     def tick(self, now: float) -> bool:
         """Whether the deadline has passed; then there is another."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from types import TracebackType
@@ -51,6 +52,8 @@ class Settings:
     linger: float = 1.0
 
     def __post_init__(self) -> None:
+        if any(map(inspect.iscoroutinefunction, (self.on_problem, type(self.on_problem).__call__))):
+            raise TypeError("on_problem is a coroutine function: give a plain function, it is called and not awaited")
         for name in ("outbox_limit", "window", "batch", "delivery_attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")

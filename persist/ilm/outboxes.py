@@ -44,7 +44,7 @@ class Outbox:
         self.limit = limit
         self.largest = session.limits.frame - MESSAGE_OVERHEAD
         self.publish = Signal()
-        self.room = Crowd()
+        self.room = Crowd(self._let_in)
         self.allowance = limit if recovered_from is None else 0
         self.is_blocked = False
         self._commit = commits.backend.commit
@@ -81,6 +81,8 @@ class Outbox:
             raise ContentsTooLarge(length, self.largest)
         number = self.assigned + 1
         message_id = number + self.offset
+        if message_id > MAX_ID:
+            raise MessageIdNotNew(self.peer, message_id, message_id - 1)
         run = Run(number, 1, ONE_HEAD.pack(message_id, length) + contents)
         try:
             position = self._commit(Change(((self.peer, run),)))
@@ -98,7 +100,9 @@ class Outbox:
         """Commit one message under an id of the caller's."""
         contents = as_bytes(contents)
         self.check(contents)
-        if not self.last_id < message_id <= MAX_ID:
+        if not isinstance(message_id, int) or isinstance(message_id, bool) or message_id > MAX_ID:
+            raise ValueError(f"{message_id!r} cannot be the id of a message: give an int from 1 to 2**64 - 1")
+        if message_id <= self.last_id:
             raise MessageIdNotNew(self.peer, message_id, self.last_id)
         number = self.assigned + 1
         offset = message_id - number
@@ -135,6 +139,8 @@ class Outbox:
         """What to commit for these, in runs that fit a frame; `entered` follows for each."""
         self.reckon()
         number = self.assigned + 1
+        if self.last_id + len(contents) > MAX_ID:
+            raise MessageIdNotNew(self.peer, self.last_id + len(contents), self.last_id)
         begin, size = 0, RUN_HEAD_BYTES
         for index, one in enumerate(contents):
             self.check(one)
@@ -237,8 +243,12 @@ class Outbox:
             self._recovered_from = None
         if self._recovered_from is None:
             self.reckon()
-            if self.allowance > 0:
-                self.room.wake()
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """One of those who wait, if there is room: who has taken some of it lets in the next."""
+        if self.allowance > 0:
+            self.room.wake_first()
 
     def _mark(self, last: int) -> None:
         if self._entered - (self._marks[-1][1] if self._marks else self._gone) >= self._mark_bytes:

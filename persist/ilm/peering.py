@@ -37,11 +37,13 @@ class Peering(Generic[M]):
         self.held = 0  # commits that must be durable before anything more is sent
         self.is_sending = False  # the transport has a frame, and not taken it yet
         self.is_leaving = False  # it is being forgotten: senders wait
+        self.left: list[tuple[int, bytes]] | None = None  # what it had not acknowledged when it was forgotten
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(
         self, spawn: Callable[[Callable[[], Awaitable[None]], str], asyncio.Task[None]], transport: Transport
     ) -> None:
+        self.is_sending = False
         publish = partial(self.publish, transport, self.outbox.commits.backend)
         self.tasks = [
             spawn(publish, f"publish to {self.peer!r}"),

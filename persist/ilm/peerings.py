@@ -22,6 +22,7 @@ from persist.ilm.commits import Commits
 from persist.ilm.delivery import Deliver, Delivery, Effects, Patience, Staged
 from persist.ilm.errors import ILMBroken, ILMClosed, ILMError, SendToSelf, StorageFull, TransportFailed
 from persist.ilm.flight import Limits
+from persist.ilm.forgetting import Forgetting
 from persist.ilm.identity import USER
 from persist.ilm.message import MakeMessage, PeerId, check_peer
 from persist.ilm.options import Settings
@@ -65,7 +66,8 @@ class Peerings(Generic[M]):
         self._store = 0
         self._nonce = secrets.randbits(62) + 1
         self._tasks: set[asyncio.Task[None]] = set()
-        self._forgetting: dict[PeerId, asyncio.Task[list[M]]] = {}
+        self.forgetting = Forgetting(self)
+        self.new_store = random_store
         self._is_running = False
 
     # --- the beginning
@@ -84,7 +86,7 @@ class Peerings(Generic[M]):
             raise
         self._is_running = True
         for peering in self.known.values():
-            peering.start(self._spawn, self.transport)
+            self.serve(peering)
         self._spawn(self._receive, "receive")
         self._spawn(self._look_who_is_there, "look who is there")
         if not self.commits.at_once:
@@ -109,6 +111,8 @@ class Peerings(Generic[M]):
                 self.local, peer, remembered.own, remembered.store, self._nonce % (1 << 63) + 1, self._limits
             )
             session.restore(state, remembered.reach)
+        except StorageFull:
+            raise
         except Exception as error:
             raise self.commits.failure(error) from error
         outbox = Outbox(session, self.commits, remembered.offset, self.settings.outbox_limit, state.from_position)
@@ -124,8 +128,12 @@ class Peerings(Generic[M]):
         )
         peering = self.known[peer] = Peering(outbox, delivery, self.report)
         if self._is_running:
-            peering.start(self._spawn, self.transport)
+            self.serve(peering)
         return peering
+
+    def serve(self, peering: Peering[M]) -> None:
+        """Start its tasks; again, after they have ended."""
+        peering.start(self._spawn, self.transport)
 
     # --- tasks
 
@@ -133,7 +141,17 @@ class Peerings(Generic[M]):
         task = asyncio.get_running_loop().create_task(self._guarded(work, name), name=f"ILM {self.local!r}: {name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self.ended)
         return task
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """None ends but by `close`, `fail` or `forget`, or, of deliveries, by `finish`."""
+        if task.cancelled():
+            if not self.is_closed:
+                self.fail(ILMBroken(f"{task.get_name()}: someone else cancelled this task"))
+        elif (error := task.exception()) is not None:
+            log.error("%s", task.get_name(), exc_info=error)
+            self.fail(ILMBroken(f"{task.get_name()}: {type(error).__name__}: {error}"))
 
     async def _guarded(self, work: Callable[[], Awaitable[None]], name: str) -> None:
         try:
@@ -174,10 +192,14 @@ class Peerings(Generic[M]):
                 peer, frame = await self.transport.next_message()
             except Exception as error:
                 raise TransportFailed(f"{type(error).__name__}: {error}") from error
-            peering = self.known.get(peer) or self.meet(peer)
-            if frame:
+            try:
+                peering = self.known.get(peer) or self.meet(peer)
+            except StorageFull as full:  # it comes again
+                self.report(peer, full)
+                continue
+            if frame and not peering.is_leaving:
                 self._received(peering, frame, clock())
-            else:
+            elif not frame or not peering.session.is_connected:
                 peering.connected(clock())
             frames += 1
             if frames == FRAMES:
@@ -189,6 +211,8 @@ class Peerings(Generic[M]):
         if outcome.acked:
             try:
                 self.backend.acknowledged(peering.peer, outcome.acked)
+            except StorageFull:
+                pass  # it was a hint
             except Exception as error:
                 raise self.commits.failure(error) from error
             if peering.outbox.pending == 0:
@@ -218,9 +242,10 @@ class Peerings(Generic[M]):
             now = asyncio.get_running_loop().time()
             there = set(self.transport.connected_peers())
             for peer in there:
-                peering = self.meet(peer)
-                if not peering.session.is_connected:
-                    peering.connected(now)
+                with contextlib.suppress(StorageFull):  # looked at again
+                    peering = self.meet(peer)
+                    if not peering.session.is_connected:
+                        peering.connected(now)
             for peer, peering in self.known.items():
                 if peering.session.is_connected and peer not in there:
                     peering.session.lost()
@@ -244,17 +269,22 @@ class Peerings(Generic[M]):
 
     # --- what deliveries staged
 
-    def check_effects(self, effects: Effects) -> None:
-        """Raises what is wrong with them, before anything of them is taken."""
+    def check_effects(self, effects: Effects) -> Effects:
+        """The same, with everything in it read and copied: what they were made of may change until the commit. Raises
+        what is wrong with them, before anything of them is taken."""
         if not isinstance(effects, Effects):
             raise TypeError(f"a delivery target gives None or Effects, not {type(effects).__name__}")
-        for key, value in effects.put.items():
+        put = dict(effects.put)
+        send = [(self.meet(peer), as_bytes(one)) for peer, one in effects.send]
+        for key, value in put.items():
             if not isinstance(key, str) or not (value is None or isinstance(value, bytes)):
                 raise TypeError(
                     f"a value that is put is bytes or None under a str, not {key!r}: {type(value).__name__}"
                 )
-        for peer, one in effects.send:
-            self.meet(peer).outbox.check(one)
+            key.encode()  # UnicodeEncodeError, a ValueError, for what no backend could keep
+        for peering, one in send:
+            peering.outbox.check(one)
+        return Effects(put, [(peering.session.peer, one) for peering, one in send])
 
     def _commit_staged(
         self, sends: Sequence[tuple[PeerId, bytes]], consumed: Mapping[PeerId, int], values: Mapping[str, bytes | None]
@@ -265,7 +295,7 @@ class Peerings(Generic[M]):
         if sends:
             by_peer: dict[PeerId, list[bytes]] = {}
             for peer, one in sends:
-                by_peer.setdefault(peer, []).append(as_bytes(one))
+                by_peer.setdefault(peer, []).append(one)
             for peer, several in by_peer.items():
                 peering = self.meet(peer)
                 if peering.is_leaving:
@@ -283,57 +313,23 @@ class Peerings(Generic[M]):
         peering.session.delivered(through)
         peering.outbox.publish.set()
 
-    # --- forgetting
-
     async def forget(self, peer: PeerId) -> list[M]:
-        """Drop all there is of a peer and meet it anew; the messages that it had not acknowledged. Who is cancelled
-        here does not stop it half-way."""
-        task = self._forgetting.get(peer)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._forget(self.meet(peer)))
-            self._forgetting[peer] = task
-            task.add_done_callback(partial(self._forgot, peer))
-        return await asyncio.shield(task)
-
-    def _forgot(self, peer: PeerId, task: asyncio.Task[list[M]]) -> None:
-        del self._forgetting[peer]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.info("%r: forgetting %r: %s", self.local, peer, error)
-
-    async def _forget(self, peering: Peering[M]) -> list[M]:
-        while running := [task for task in peering.tasks if not task.done()]:  # a target may take its time to give up
-            for task in running:
-                task.cancel()
-            await asyncio.wait(running, timeout=LONGEST)
-        self.staged.flush()
-        peering.is_leaving = True
-        peering.outbox.block()
-        outbox, session, peer = peering.outbox, peering.session, peering.peer
-        remembered = identity.Remembered(session.own_store, session.peer_store, outbox.offset)
-        self.commits.commit(identity.forgetting(peer, remembered, random_store(), outbox.last_id))
-        self.commits.then(nothing)
-        await self.commits.durable()
-        try:
-            left = outbox.unacknowledged()
-            self.backend.forget(peer)
-        except Exception as error:
-            raise self.commits.failure(error) from error
-        self.commits.commit(identity.forgotten(peer))
-        self.commits.then(nothing)
-        del self.known[peer]
-        renewed = self.meet(peer)
-        if session.is_connected:
-            renewed.connected(asyncio.get_running_loop().time())
-        outbox.room.wake()
-        self.changed.wake()
-        await self.commits.durable()
-        return [self.make(self.local, peer, message_id, one) for message_id, one in left]
+        """Drop all there is of a peer and meet it anew: forgetting.py."""
+        return await self.forgetting.forget(self.meet(peer))
 
     # --- the end
 
     def is_waited_for(self) -> bool:
         """Whether someone may still acknowledge something."""
-        return any(one.outbox.pending and one.session.problem is None for one in self.known.values())
+        return any(
+            one.outbox.pending and one.session.problem is None and "forgetting" not in one.problems
+            for one in self.known.values()
+        )
+
+    def is_within_delivery(self) -> bool:
+        """Whether the caller is run by a delivery task."""
+        current = asyncio.current_task()
+        return any(current in peering.tasks for peering in self.known.values())
 
     async def finish(self, end: float) -> None:
         """Let deliveries end between two messages, and say what they did."""
@@ -343,14 +339,14 @@ class Peerings(Generic[M]):
             peering.delivery.stop()
         if deliveries and self.failure is None:
             await asyncio.wait(deliveries, timeout=max(0.01, min(end - loop.time(), 1e6)))
-        if self._forgetting:
-            await asyncio.wait(self._forgetting.values(), timeout=LAST_WORDS)
+        if self.forgetting.tasks:
+            await asyncio.wait(self.forgetting.tasks.values(), timeout=LAST_WORDS)
         if self.failure is not None:
             return
         with contextlib.suppress(StorageFull):  # delivered again when there is room
             self.staged.flush()
         last = loop.time() + LAST_WORDS
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, ILMError):  # a failure is kept
             async with asyncio.timeout(LAST_WORDS):
                 await self.commits.durable()
         while loop.time() < last and any(one.has_last_words for one in self.known.values()) and not self.failure:
@@ -361,7 +357,7 @@ class Peerings(Generic[M]):
         self.is_closed = True
         if self.failure is None:
             self.refusal = ILMClosed("it was shut down")
-        tasks = [*self._tasks, *self._forgetting.values()]
+        tasks = [*self._tasks, *self.forgetting.tasks.values()]
         for task in tasks:
             task.cancel()
         try:
@@ -389,7 +385,3 @@ def again(error: ILMError) -> ILMError:
 def random_store() -> int:
     """The identity of a storage."""
     return secrets.randbits(64) or 1
-
-
-def nothing() -> None:
-    """For a commit that nothing waits for but its caller."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 LONGEST = 5.0  # seconds after which every wait looks again
 
@@ -38,23 +40,34 @@ class Signal:
 
 
 class Crowd:
-    """Any number of tasks wait; `wake` ends the waits of all of them, who came first goes on first."""
+    """Any number of tasks wait, who came first goes on first. `wake` ends the waits of all of them; `wake_first` that
+    of one, which then lets in the next one: `let_in` is called when it has done, at once, what it waited for, or
+    when it was cancelled instead."""
 
-    __slots__ = ("_waiters",)
+    __slots__ = ("_let_in", "_waiters")
 
-    def __init__(self) -> None:
-        self._waiters: dict[asyncio.Future[None], None] = {}  # in the order in which they came
+    def __init__(self, let_in: Callable[[], None] | None = None) -> None:
+        self._waiters: dict[asyncio.Future[bool | None], None] = {}  # in the order in which they came
+        self._let_in = let_in
 
     def wake(self) -> None:
         for waiter in self._waiters:
             _wake(waiter)
         self._waiters.clear()
 
+    def wake_first(self) -> None:
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            del self._waiters[waiter]
+            if not waiter.done():
+                waiter.set_result(True)
+                return
+
     async def wait(self, until: float | None = None) -> None:
         """As `Signal.wait`."""
         loop = asyncio.get_running_loop()
         end = loop.time() + LONGEST
-        waiter = loop.create_future()
+        waiter: asyncio.Future[bool | None] = loop.create_future()
         self._waiters[waiter] = None
         timer = loop.call_at(end if until is None or until > end else until, _wake, waiter)
         try:
@@ -62,8 +75,10 @@ class Crowd:
         finally:
             timer.cancel()
             self._waiters.pop(waiter, None)
+            if self._let_in is not None and waiter.done() and not waiter.cancelled() and waiter.result():
+                loop.call_soon(self._let_in)
 
 
-def _wake(waiter: asyncio.Future[None]) -> None:
+def _wake(waiter: asyncio.Future[Any]) -> None:
     if not waiter.done():
         waiter.set_result(None)

@@ -144,17 +144,18 @@ def test_alarms_tell_of_gaps_multiplying_cycles_and_full_outboxes(fake: Fake) ->
     system = fake()
     system.fill("ingest", GAPS=2)
     system.fill(GATEWAY, GAPS=1)
-    system.fill("stats", MULTIPLYING=1, OVER_LIMIT=1, OUTBOX_BYTES=5 << 20)
+    system.fill("stats", MULTIPLYING=1, DISK_FULL=1, OVER_LIMIT=1, OUTBOX_BYTES=5 << 20)
     status = read_status(system.path)
     assert [(alarm.kind, alarm.worker) for alarm in status.alarms] == [
         ("gaps", "ingest"),
         ("multiplying", "stats"),
+        ("disk-full", "stats"),
         ("over-limit", "stats"),
         ("gaps", "gateway"),
     ]
     assert status.notes[0] == "ALARM: worker ingest saw 2 gaps in the messages it got and asked for them again"
-    assert "5.0 MiB wait" in status.notes[2]
-    assert status.summary == "running, 4 alarms"
+    assert "5.0 MiB wait" in status.notes[3]
+    assert status.summary == "running, 5 alarms"
 
 
 def test_dead_letters_are_counted_over_all_workers(fake: Fake) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import sqlite3
+import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,8 +20,9 @@ import pytest
 import persist.ilm.backend_sqlite
 from persist.errors import NewerFormat
 from persist.ilm.backend import Change, Run
-from persist.ilm.backend_sqlite import APPLICATION_ID, SCHEMA_VERSION, SQLiteBackend
-from persist.ilm.errors import BackendFailed, BackendInUse, NotAStore
+from persist.ilm.backend_sqlite import SQLiteBackend
+from persist.ilm.errors import BackendFailed, BackendInUse, NotAStore, StorageFull
+from persist.ilm.sqlite_file import APPLICATION_ID, SCHEMA_VERSION
 
 CHANGE = Change([("bob", Run(1, 2, b"body")), (5, Run(1, 1, b"five"))], [("bob", 9)], [("user/key", b"value")])
 
@@ -96,7 +100,8 @@ def of_a_later_version(path: Path) -> None:
     assert backend._database is not None
     backend._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     backend.close()
-    Path(f"{path}-lock").unlink()
+    for suffix in ("-lock", "-reserve"):
+        Path(f"{path}{suffix}").unlink()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +149,7 @@ def test_a_creation_that_was_interrupted_is_begun_again(tmp_path: Path) -> None:
     backend = SQLiteBackend(tmp_path / "a.db")
     creating = (
         "import os, sqlite3, sys\n"
-        "from persist.ilm.backend_sqlite import APPLICATION_ID, SCHEMA, SCHEMA_VERSION\n"
+        "from persist.ilm.sqlite_file import APPLICATION_ID, SCHEMA, SCHEMA_VERSION\n"
         "database = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
         "database.execute('PRAGMA cache_size = 1')\n"
         "database.executescript(f'BEGIN EXCLUSIVE; PRAGMA application_id = {APPLICATION_ID};'\n"
@@ -256,3 +261,155 @@ sys.exit(0 if code == 7 and backend.recover()["bob"].assigned == 2 else 1)
 
 def test_a_forked_child_cannot_use_its_parents_database(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", FORKING, str(tmp_path / "ilm.db")], check=True, timeout=30)
+
+
+# ---------------------------------------------------------------------------------------------------- kill -9
+GROWING = """
+import os, sys
+from persist.ilm.backend import Change, Run
+from persist.ilm.backend_sqlite import SQLiteBackend
+backend = SQLiteBackend(sys.argv[1])
+assigned = backend.recover().get("bob")
+number = assigned.assigned if assigned else 0
+while True:
+    number += 1
+    backend.commit(Change([("bob", Run(number, 1, bytes(960_000)))]))
+    os.write(1, b"%d\\n" % number)
+"""
+
+
+def kill_while_the_outbox_grows(path: Path, commits: int, moment: float) -> int:
+    """The last number that was reported."""
+    with subprocess.Popen([sys.executable, "-c", GROWING, str(path)], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        reported = 0
+        for _ in range(commits):
+            reported = int(child.stdout.readline())
+        time.sleep(moment)  # somewhere within the next commits, and the checkpoints that they bring
+        child.send_signal(signal.SIGKILL)
+        return [reported, *(int(line) for line in child.stdout if line.endswith(b"\n"))][-1]
+
+
+def test_a_process_killed_while_its_outbox_grows_leaves_what_can_be_opened(tmp_path: Path) -> None:
+    path = tmp_path / "ilm.db"
+    for turn in range(20):
+        reported = kill_while_the_outbox_grows(path, 4, turn % 10 * 0.0008)  # the fifth commit brings a checkpoint
+        backend = SQLiteBackend(path)
+        assert backend.recover()["bob"].assigned in (reported, reported + 1)
+        backend.close()
+        for file in tmp_path.iterdir():
+            file.unlink()
+
+
+def test_a_checkpoint_that_was_interrupted_is_no_fault(tmp_path: Path) -> None:
+    """The first page is in its place and names pages that are in the log only."""
+    backend = SQLiteBackend(tmp_path / "a.db")
+    backend.recover()
+    backend.commit(Change([("bob", Run(1, 1, bytes(300_000)))]))
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{backend.path}{suffix}", tmp_path / f"b.db{suffix}")
+    backend.close()
+    with open(backend.path, "rb") as whole, open(tmp_path / "b.db", "r+b") as part:
+        part.write(whole.read(4096))
+    interrupted = SQLiteBackend(tmp_path / "b.db")
+    assert interrupted.recover()["bob"].assigned == 1
+    assert [len(run.body) for run in interrupted.runs("bob", 0, 0)] == [300_000]
+    interrupted.close()
+
+
+def test_a_damaged_database_is_named(backend: SQLiteBackend) -> None:
+    backend.commit(CHANGE)
+    backend.close()
+    with open(backend.path, "r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 3996)
+    with pytest.raises(BackendFailed, match=r"ilm\.db"):
+        backend.recover()
+
+
+# ---------------------------------------------------------------------------------------------------- a full disk
+def test_the_reserve_is_private_and_no_link_is_followed(backend: SQLiteBackend, tmp_path: Path) -> None:
+    reserve = Path(f"{backend.path}-reserve")
+    assert stat.S_IMODE(reserve.stat().st_mode) == 0o600
+    assert reserve.stat().st_blocks * 512 >= 1 << 18
+    backend.close()
+    reserve.unlink()
+    (tmp_path / "precious").write_bytes(b"contents")
+    reserve.symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic"):
+        backend.recover()
+    assert (tmp_path / "precious").read_bytes() == b"contents"
+    reserve.unlink()
+    assert backend.recover() == {}
+
+
+def send_until_full(backend: SQLiteBackend, number: int, size: int) -> int:
+    """The last number that found room. What finds none is refused again."""
+    while True:
+        try:
+            backend.commit(Change([("bob", Run(number + 1, 1, bytes(size)))]))
+        except StorageFull:
+            break
+        number += 1
+    for _ in range(3):
+        with pytest.raises(StorageFull):
+            backend.commit(Change([("bob", Run(number + 1, 1, bytes(size)))]))
+    return number
+
+
+def stuff(place: Path) -> None:
+    """Take what is left of the disk, to the last byte."""
+    size = 1 << 20
+    with (place / "filler").open("ab", buffering=0) as file:
+        while size:
+            try:
+                file.write(bytes(size))
+            except OSError:
+                size //= 2
+
+
+def really_full(place: Path, durability: str, size: int) -> None:
+    """Fails with an AssertionError. `place`: a directory of some MiB."""
+    backend = SQLiteBackend(place / "ilm.db", durability)
+    backend.recover()
+    number = watermark = 0
+    for turn in range(5):
+        begun, number = number, send_until_full(backend, number, size)
+        assert (number - begun) * size > 1_000_000, f"in turn {turn} there was room for {number - begun} only"
+        if turn % 2:
+            stuff(place)
+        for _ in range(200):
+            watermark += 1
+            backend.commit(Change(consumed=[("bob", watermark)], values=[("user/key", b"%d" % watermark)]))
+        if turn % 3 == 1:  # dies on the full disk
+            child = os.fork()
+            if not child:
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.waitpid(child, 0)
+        if turn > 1:
+            backend.close()
+            found = backend.recover()["bob"]
+            assert (found.assigned, found.watermark) == (number, watermark)
+            watermark += 1
+            backend.commit(Change(consumed=[("bob", watermark)]))
+        assert [run.first for run in backend.runs("bob", 0, 0)] == list(range(begun + 1, number + 1))
+        backend.acknowledged("bob", number)
+    backend.close()
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("size", [2000, 60_000])
+def test_file_system_that_is_really_full(tmp_path: Path, durability: str, size: int) -> None:
+    """A small tmpfs, in a mount namespace of its own."""
+    unshare = shutil.which("unshare")
+    small = f"mount -t tmpfs -o size=6m,mode=700 small {tmp_path}"
+    alone = [] if unshare is None else [unshare, "--mount", *(["--map-root-user"] if os.geteuid() else [])]
+    if unshare is None or subprocess.run([*alone, "sh", "-c", small], check=False, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    program = f"{sys.executable} -m tests.persist.ilm.test_backend_sqlite {tmp_path} {durability} {size}"
+    root = Path(__file__).parents[3]
+    subprocess.run([*alone, "sh", "-c", f"{small} && exec {program}"], check=True, cwd=root, timeout=60)
+
+
+if __name__ == "__main__":
+    really_full(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

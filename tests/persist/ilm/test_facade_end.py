@@ -14,15 +14,18 @@ from persist.ilm.errors import (
     BackendInUse,
     DeliveryFailed,
     ILMClosed,
+    ShutdownInDelivery,
     ShutdownTimedOut,
     WrongBackend,
 )
 from persist.ilm.facade import ILM
+from persist.ilm.memory_network import MemoryNetwork
 from persist.ilm.message import ILMMessage
 from tests.persist.ilm.building import (
     FlakyBackend,
     Got,
     Two,
+    Wrapped,
     counting,
     kill,
     scenario,
@@ -144,6 +147,60 @@ async def test_a_backend_belongs_to_one_peer_and_one_ilm() -> None:
 def test_options_that_cannot_be_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="give"):
         ILM.open(MemoryBackend(), lambda message: None, None, **options)  # type: ignore[call-overload]
+
+
+def test_what_ilm_open_cannot_take_is_refused() -> None:
+    async def on_problem(peer: object, error: Exception) -> None: ...
+
+    class OnProblem:
+        async def __call__(self, peer: object, error: Exception) -> None: ...
+
+    backend, transport = MemoryBackend(), MemoryNetwork().join("a")
+    for coroutine in (on_problem, OnProblem()):
+        with pytest.raises(TypeError, match=r"on_problem .*give a plain function"):
+            ILM.open(backend, Got(), transport, on_problem=coroutine)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"ILM\.open has no option windows: give .*window"):
+        ILM.open(backend, Got(), transport, windows=5)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"ILM\.open: deliver is None: give a function"):
+        ILM.open(backend, None, transport)  # type: ignore[call-overload]
+
+
+@scenario
+async def test_a_transport_with_frames_too_short_is_refused() -> None:
+    class Narrow(Wrapped):
+        max_frame_bytes = 1023
+
+    backend, network = MemoryBackend(), MemoryNetwork()
+    with pytest.raises(ValueError, match=r"max_frame_bytes is 1023: give .* 1024"):
+        await ILM.open(backend, Got(), Narrow(network.join("a")))
+    Narrow.max_frame_bytes = 1024
+    async with ILM.open(backend, Got(), Narrow(network.join("b"))) as ilm:
+        assert ilm.pending() == 0
+
+
+@scenario
+async def test_shutdown_within_a_delivery_is_refused_and_as_a_task_it_is_not() -> None:
+    two = Two()
+    state: dict[str, ILM[ILMMessage]] = {}
+    found: list[BaseException] = []
+    ending: list[asyncio.Task[None]] = []
+
+    async def deliver(message: ILMMessage) -> None:
+        try:
+            async with asyncio.timeout(1):
+                await state["ilm"].shutdown()
+        except (ShutdownInDelivery, TimeoutError) as error:
+            found.append(error)
+        ending.append(asyncio.create_task(state["ilm"].shutdown()))
+
+    async with await two.open("a") as a:
+        state["ilm"] = await two.open("b", deliver)
+        await a.send_to("b", b"quit")
+        await until(lambda: ending)
+        await ending[0]
+        await until(lambda: a.pending() == 0)
+    assert [type(error) for error in found] == [ShutdownInDelivery]
+    assert "create_task" in str(found[0])
 
 
 @scenario

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+from collections.abc import Awaitable
+from typing import TypeVar
 
 import pytest
 
 from persist.ilm.errors import (
     BackendFailed,
+    BackendFailedBeforeSync,
+    ClosedBeforeSync,
+    DeliveryFailed,
     ILMBroken,
+    ILMClosed,
     LostOwnState,
+    NotKnownDurable,
     PeerLostState,
+    ShutdownTimedOut,
+    StorageFull,
     TransportFailed,
 )
 from persist.ilm.message import ILMMessage, PeerId
@@ -25,6 +35,7 @@ from tests.persist.ilm.building import (
     until,
 )
 
+T = TypeVar("T")
 SEVERAL = [b"%d" % number for number in range(100)]
 
 
@@ -298,3 +309,200 @@ async def test_forgetting_goes_on_when_who_asked_for_it_is_cancelled() -> None:
             assert await a.send_to("b", b"2") == 2
             await until(lambda: a.pending() == 0)
     assert two.got["b"].contents == [b"2"]
+
+
+# ------------------------------------------------------------------------------------------------ no room to forget
+def no_room(*_: object) -> None:
+    raise StorageFull("what a test commits")
+
+
+async def soon(sending: Awaitable[T]) -> T:
+    async with asyncio.timeout(2):
+        return await sending
+
+
+@scenario
+async def test_forgetting_that_finds_no_room_changes_nothing() -> None:
+    two = Two()
+    async with await two.open("a") as a, await two.open("b") as b:
+        await a.send_to("b", b"1")
+        await until(lambda: a.pending() == 0)
+        two.backends["a"].refuse = no_room
+        with pytest.raises(StorageFull):
+            await a.forget("b")
+        two.backends["a"].refuse = lambda change: None
+        assert await soon(a.send_to("b", b"2")) == 2
+        await b.send_to("a", b"3")
+        await until(lambda: a.pending() == b.pending() == 0)
+        assert not b.problems()
+        assert await a.forget("b") == []
+    assert two.got["b"].contents == [b"1", b"2"]
+    assert two.got["a"].contents == [b"3"]
+
+
+@scenario
+async def test_a_delivery_goes_on_where_it_was_when_forgetting_changed_nothing() -> None:
+    """One frame of three, the target is in the second."""
+    two = Two()
+    gate = asyncio.Event()
+    calls: list[bytes] = []
+
+    async def deliver(message: ILMMessage) -> None:
+        calls.append(message.contents)
+        if message.contents == b"2":
+            await gate.wait()
+
+    async with await two.open("a", deliver) as a, await two.open("b") as b:
+        await b.send_many("a", [b"1", b"2", b"3"])
+        await until(lambda: b"2" in calls)
+        two.backends["a"].refuse = lambda change: no_room() if not change.consumed else None
+        with pytest.raises(StorageFull):
+            await a.forget("b")
+        two.backends["a"].refuse = lambda change: None
+        gate.set()
+        await until(lambda: b.pending() == 0)
+    assert calls == [b"1", b"2", b"2", b"3"]
+
+
+@pytest.mark.parametrize("where", ["drop", "last commit"])
+@scenario
+async def test_forgetting_that_finds_no_room_later_is_finished_by_another(where: str) -> None:
+    two = Two()
+    flaky = two.backends["a"]
+    async with await two.open("a", outbox_limit=10) as a:
+        await a.send_to("b", b"1")
+        waiting = asyncio.create_task(a.send_to("b", b"waits"))
+        await until(lambda: a._known["b"].outbox.room._waiters)
+        if where == "drop":
+            flaky.forget = no_room  # type: ignore[method-assign,assignment]
+        else:
+            flaky.refuse = lambda change: no_room() if (b"1" not in dict(change.values).values()) else None
+        with pytest.raises(StorageFull):
+            await a.forget("b")
+        with pytest.raises(StorageFull):
+            await soon(waiting)
+        with pytest.raises(StorageFull):
+            await soon(a.send_to("b", b"no"))
+        assert [type(error) for error in a.problems()["b"]] == [StorageFull]
+        assert await a.send_to("c", b"others") == 1 if where == "drop" else True
+        flaky.__dict__.pop("forget", None)
+        flaky.refuse = lambda change: None
+        assert await a.forget("b") == [ILMMessage("a", "b", 1, b"1")]
+        assert not a.problems()
+        assert await soon(a.send_to("b", b"2")) == 2
+        async with await two.open("b"):
+            await until(lambda: a.pending("b") == 0)
+    assert two.got["b"].contents == [b"2"]
+
+
+@scenario
+async def test_forgetting_that_found_no_room_is_finished_by_an_opening_with_room() -> None:
+    two = Two()
+    flaky = two.backends["a"]
+    a = await two.open("a")
+    await a.send_to("b", b"1")
+    flaky.forget = no_room  # type: ignore[method-assign,assignment]
+    with pytest.raises(StorageFull):
+        await a.forget("b")
+    with pytest.raises(ShutdownTimedOut):
+        await soon(a.shutdown())
+    with pytest.raises(StorageFull):
+        await two.open("a")
+    await two.transports["a"].close()
+    del flaky.forget
+    async with await two.open("a") as a:
+        assert a.pending() == 0
+        assert await a.send_to("b", b"2") == 2
+
+
+# ------------------------------------------------------------------------------------------------ tasks that die
+class Outcome(BaseException):
+    """As test runners have them."""
+
+
+@scenario
+async def test_a_target_that_raises_what_is_no_exception_is_noticed() -> None:
+    two = Two()
+
+    def deliver(message: ILMMessage) -> None:
+        raise Outcome("of a test")
+
+    async with await two.open("a") as a:
+        b = await two.open("b", deliver)
+        await a.send_to("b", b"1")
+        with pytest.raises(ILMBroken, match="deliver from 'a': Outcome: of a test"):
+            await soon(b.wait_closed())
+        with pytest.raises(ILMBroken, match="Outcome"):
+            await soon(b.shutdown())
+        assert two.problems["b"].kinds() == [ILMBroken]
+
+
+@scenario
+async def test_tasks_that_someone_else_cancels_are_noticed() -> None:
+    two = Two()
+    a = await two.open("a")
+    await a.send_to("b", b"1")
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    with pytest.raises(ILMBroken, match="someone else cancelled"):
+        async with asyncio.timeout(1):
+            await a.shutdown()
+    async with await two.open("a") as a:
+        assert a.pending() == 1
+
+
+# ------------------------------------------------------------------------------------------------ committed, not synced
+@scenario
+async def test_a_call_that_ends_before_its_sync_says_that_it_has_committed() -> None:
+    two = Two()
+    power = two.backends["a"] = PowerBackend()
+    a = await two.open("a")
+    power.may_sync.clear()
+    sends = [
+        asyncio.create_task(a.send_to("b", b"1")),
+        asyncio.create_task(a.send_many("b", [b"2", b"3"])),
+        asyncio.create_task(a.send(ILMMessage("a", "b", 9, b"4"))),
+        asyncio.create_task(a.put("key", b"5")),
+    ]
+    await until(lambda: a.pending() == 4 and a.get("key"))
+    with pytest.raises(ShutdownTimedOut):
+        await a.shutdown(0)
+    found = await asyncio.gather(*sends, return_exceptions=True)
+    assert [type(one) for one in found] == [ClosedBeforeSync] * 4
+    assert all(isinstance(one, ILMClosed) and isinstance(one, NotKnownDurable) for one in found)
+    assert "do not give it again" in str(pickle.loads(pickle.dumps(found[0])))
+    with pytest.raises(ILMClosed) as late:
+        await a.send_to("b", b"none of it")
+    assert not isinstance(late.value, NotKnownDurable)
+    power.may_sync.set()
+    async with await two.open("a") as a:
+        assert a.pending() == 4
+
+
+@scenario
+async def test_a_call_whose_sync_fails_says_that_it_has_committed() -> None:
+    two = Two()
+    power = two.backends["a"] = PowerBackend()
+    a = await two.open("a")
+
+    async def fails() -> None:
+        raise OSError("no sync")
+
+    power.sync = fails  # type: ignore[method-assign]
+    with pytest.raises(BackendFailedBeforeSync, match=r"no sync.*do not give it again"):
+        await a.send_to("b", b"1")
+    with pytest.raises(BackendFailed) as late:
+        await a.send_to("b", b"2")
+    assert not isinstance(late.value, NotKnownDurable)
+    with pytest.raises(BackendFailed) as end:
+        await a.shutdown()
+    assert not isinstance(end.value, NotKnownDurable)
+
+
+def test_errors_say_what_to_do() -> None:
+    for lost in (PeerLostState("b", "store", 1, 2), LostOwnState("b", "store", 1, 2)):
+        assert "forget('b') here" in str(lost)
+        assert "there" in str(lost).partition("forget('b') here")[2]
+    failed = str(DeliveryFailed("b", 1, 10, "OSError: no"))
+    assert "retry('b')" in failed
+    assert "forget('b')" in failed
