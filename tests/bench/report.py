@@ -34,6 +34,13 @@ FLOORS = (
     Floor("ILM in memory over a Unix socket, msg/s", "ILM, 64 B each/memory", "rate", 100_000, True),
     Floor("ILM journalled over a Unix socket, msg/s", "ILM, 64 B each/journal, process", "rate", 50_000, True),
     Floor("ILM, first message, p50, us", "ILM, first message/memory network", "p50", 1_000, False),
+    Floor(
+        "recovery of a million pending messages, ms",
+        "recovery of 1,000,000 messages/process",
+        "all of it",
+        1_000,
+        False,
+    ),
     Floor("8 idle workers, % of one processor", "8 idle workers/process", "CPU of the workers", 1, False),
 )
 

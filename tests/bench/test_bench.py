@@ -90,7 +90,7 @@ RECOVERY = ["--only", "recovery", "--runs", "1", "--fraction", "0.01", "--output
 def test_a_floor_that_is_not_reached_does_not_fail_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (case,) = journals.cases()
+    case = journals.cases()[0]
     unreachable = Floor("recovery, us", case.key, "each", 1e-9, False)
     monkeypatch.setattr(report, "verdicts", lambda found: verdicts(found, [unreachable]))
     assert main([*RECOVERY, str(tmp_path)]) == 0
