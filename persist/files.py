@@ -16,7 +16,8 @@ from persist.errors import UnsafeDirectory
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 CHUNK = 1 << 18
 
-_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has none
+_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has none, and none of the next one
+_fallocate = getattr(os, "posix_fallocate", None)
 
 
 class File:
@@ -33,7 +34,13 @@ class File:
     def allocate(self, offset: int, size: int) -> None:
         """Reserve space on the disk, so that writing there cannot fail for want of it. A file that ended before is
         zeros up to there. Either all of it is reserved or OSError."""
-        os.posix_fallocate(self._descriptor, offset, size)
+        if _fallocate is not None:
+            _fallocate(self._descriptor, offset, size)
+            return
+        for at in range(offset, offset + size, CHUNK):
+            part = bytes(min(CHUNK, offset + size - at))
+            if os.pwrite(self._descriptor, part, at) != len(part):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
 
     def read(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the file."""

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from persist import Journal, JournalFull, Recovered, Retain, Send, Transaction
+from persist import files as files_module
 from persist import journal as journal_module
 from persist import writer as writer_module
+from persist.files import Directory
 from persist.format import Snapshot
 from persist.retention import NOTHING
 from tests.persist.building import after, meaning, series, snapshots
@@ -488,6 +490,21 @@ class DiskFull(RuleBasedStateMachine):
 
 DiskFull.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestDiskFull = DiskFull.TestCase
+
+
+@pytest.mark.parametrize("fallocate", [True, False])
+def test_space_is_really_reserved(fallocate: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fallocate:
+        monkeypatch.setattr(files_module, "_fallocate", None)
+    directory = Directory(tmp_path)
+    file = directory.create("file")
+    file.write(b"content", 0)
+    file.allocate(7, 600_000)
+    assert file.size() == 600_007
+    assert file.read(20, 0) == b"content" + bytes(13)
+    assert (tmp_path / "file").stat().st_blocks * 512 >= 600_007
+    file.close()
+    directory.close()
 
 
 def test_file_system_that_is_really_full(tmp_path: Path) -> None:
