@@ -47,9 +47,11 @@ def test_many_random_kills_lose_double_and_reorder_nothing(tmp_path: Path) -> No
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutation", sorted(MUTATIONS))
 def test_sabotage_is_caught(tmp_path: Path, mutation: str) -> None:
-    """The same torture over a runtime that does one thing wrong must not pass."""
-    verdict = torture(tmp_path, seed=1, kills=15, mutation=mutation)
-    assert verdict.wrong, mutation
+    """The same torture over a runtime that does one thing wrong must not pass. (A few kills may miss the moment.)"""
+    verdicts = (
+        torture(tmp_path / str(kills), seed=kills, kills=kills, mutation=mutation) for kills in (15, 40, 100, 200)
+    )
+    assert any(verdict.wrong for verdict in verdicts), mutation
 
 
 def test_the_ledger_oracle_sees_a_gap(tmp_path: Path) -> None:
