@@ -28,6 +28,8 @@ from msgspec.structs import fields
 
 from actors.annotations import Unresolved, alternatives, evaluate, local_names, module_names, own, settle
 from actors.errors import NotRunning
+from actors.handler_policy import ATTRIBUTE
+from actors.handler_policy import problems as policy_problems
 from actors.message import Message, State, check_encodable, check_type, is_immutable
 from actors.sends import constructed
 from actors.table import Table
@@ -104,7 +106,9 @@ class Handler:
         return HandlerSpec(typing.cast("type[Handler]", cls), args, kwargs)
 
     def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
+        super().__init_subclass__()
+        if options:
+            setattr(cls, ATTRIBUTE, options)  # a plain attribute: it travels with the class wherever that is shipped
         settle(cls, local_names(1))
 
     def _not_running(self, action: str) -> NoReturn:
@@ -154,6 +158,7 @@ def describe(cls: type[Handler]) -> HandlerDescription:
     lifecycle = {
         name: getattr(cls, name, None) is not getattr(Handler, name) for name in ("on_start", "on_loop", "on_stop")
     }
+    problems.extend(policy_problems(cls))
     for name in ("send", "reply", "stop_system"):
         if getattr(cls, name, None) is not getattr(Handler, name):
             problems.append(f"it defines {name}, which the runtime provides: give it another name")

@@ -23,7 +23,10 @@ from typing import Any
 
 from actors.components import strongly_connected
 from actors.handler import HandlerDescription, HandlerSpec
+from actors.handler_policy import HandlerPolicy
 from actors.message import Message
+from actors.process_options import ProcessOptions
+from actors.restart import ChildSpec, Restart, Strategy
 
 GATEWAY = "gateway"
 REPLY = "#reply"
@@ -52,12 +55,31 @@ class HandlerPlan:
     name: str
     spec: HandlerSpec
     description: HandlerDescription
+    policy: HandlerPolicy
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
     name: str
     handlers: tuple[HandlerPlan, ...]
+    child: ChildSpec
+    process: ProcessOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Workers and groups that are supervised together: a supervisor of its own in OTP, without a process here.
+
+    Members start in this order and stop in the reverse. A group that gives up is a death in its parent, which deals
+    with it by the group's own restart type.
+    """
+
+    name: str  # empty: the root
+    members: tuple[str, ...]  # names of workers and groups, which share one name space
+    strategy: Strategy
+    max_restarts: int
+    period: float
+    restart: Restart = Restart.PERMANENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +121,7 @@ class Plan:
     routes: tuple[Route, ...]
     fingerprint: str
     limits: Limits
+    groups: tuple[Group, ...]  # the root first, parents before their members
 
     @cached_property
     def peers(self) -> tuple[str, ...]:

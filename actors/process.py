@@ -80,11 +80,17 @@ class WorkerProcess:
 
     @classmethod
     def start(
-        cls, target: Callable[..., object], args: Sequence[object] = (), title: str = "ringleader: worker"
+        cls,
+        target: Callable[..., object],
+        args: Sequence[object] = (),
+        title: str = "ringleader: worker",
+        *,
+        pass_fds: Sequence[int] = (),
     ) -> Self:
         """Run `target(*args)` in a new process; an int it returns is the exit code.
 
-        `target` is a function of an importable module. Returns when the process exists, not when it is up.
+        `target` is a function of an importable module. Returns when the process exists, not when it is up. The process
+        gets copies of `pass_fds`, which it finds by `inherited()`; the caller keeps its own.
         """
         deadline = time.monotonic() + LAUNCH_TIMEOUT
         fds: list[int] = []
@@ -95,7 +101,7 @@ class WorkerProcess:
                 lifeline_read, lifeline = os.pipe()
                 fds.append(lifeline)
                 try:
-                    status, data = _server.connect_to_new_process([lifeline_read])
+                    status, data = _server.connect_to_new_process([lifeline_read, *pass_fds])
                 finally:
                     os.close(lifeline_read)
                 fds += [status, data]
@@ -204,6 +210,11 @@ def arm_parent_death(lifeline: int | None = None, server: int | None = None) -> 
 
 
 _lifeline: int | None = None
+
+
+def inherited() -> list[int]:
+    """In a worker: its copies of the descriptors that it was started with, in their order."""
+    return list(forkserver.get_inherited_fds()[1:])
 
 
 def _die_at_end_of_file(lifeline: int) -> None:

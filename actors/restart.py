@@ -31,6 +31,8 @@ class Restart(Enum):
 
 class Strategy(Enum):
     ONE_FOR_ONE = "one_for_one"
+    ONE_FOR_ALL = "one_for_all"
+    REST_FOR_ONE = "rest_for_one"
 
 
 class Ending(Enum):
@@ -44,10 +46,19 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What the supervisor knows of one worker before it is started."""
+    """What the supervisor knows of one worker before it is started. Times are seconds.
+
+    shutdown       how long it may take to end when it is told to, before it is killed; 0 kills at once (OTP's
+                   brutal_kill), math.inf waits for ever
+    ready_within   how long it may take until its `on_start` is done, from the moment that it is its turn
+    hung_after     how long its loop may be silent, or the process be stopped, before it is killed; math.inf: for ever
+    """
 
     name: str
     restart: Restart = Restart.PERMANENT
+    shutdown: float = 5.0
+    ready_within: float = 60.0
+    hung_after: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +197,14 @@ _OTHER_CAUSES = {
 
 
 def affected(strategy: Strategy, order: Sequence[str], dead: str) -> tuple[str, ...]:
-    """Who is started anew together with the dead one, in order of start; those of them who live are stopped first.
-
-    The one place where siblings are chosen: with one_for_one there are none.
-    """
+    """Who is started anew together with the dead one, in order of start; those of them who live are stopped first."""
     match strategy:
         case Strategy.ONE_FOR_ONE:
-            return tuple(name for name in order if name == dead)
+            return (dead,)
+        case Strategy.ONE_FOR_ALL:
+            return tuple(order)
+        case Strategy.REST_FOR_ONE:
+            return tuple(order[list(order).index(dead) :])
 
 
 def _hopeless(death: Death) -> GiveUp | None:

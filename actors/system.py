@@ -27,7 +27,7 @@ from actors.message import Message
 from actors.plan import GATEWAY, Plan
 from actors.process import WorkerProcess
 from actors.replies import type_key
-from actors.restart import ChildSpec, Policy
+from actors.restart import Policy
 from actors.resume import Names
 from actors.rundir import RunDirectory
 from actors.supervisor import Supervisor
@@ -235,7 +235,7 @@ class System:
         limits = self.plan.limits
         return Supervisor(
             self.plan.name,
-            [ChildSpec(worker.name) for worker in self.plan.workers],
+            [worker.child for worker in self.plan.workers],
             Policy(
                 max_restarts=limits.max_restarts,
                 period=limits.restart_period,

@@ -13,6 +13,7 @@ at once (TopologyError) or returns the Plan.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -23,9 +24,20 @@ from actors.annotations import alternatives
 from actors.errors import Problem, TopologyError
 from actors.fingerprint import fingerprint, type_text
 from actors.handler import Handler, HandlerSpec
+from actors.handler_policy import policy_of
 from actors.message import Message, type_name
-from actors.plan import GATEWAY, REPLY, HandlerPlan, Limits, Plan, Route, WorkerPlan, number_edges
-from actors.validate import Declaration, DeclaredExternal, DeclaredRoute, DeclaredWorker, problems
+from actors.plan import GATEWAY, REPLY, Group, HandlerPlan, Limits, Plan, Route, WorkerPlan, number_edges
+from actors.process_options import ProcessOptions
+from actors.restart import ChildSpec, Restart, Strategy
+from actors.validate import (
+    Declaration,
+    DeclaredExternal,
+    DeclaredGroup,
+    DeclaredOptions,
+    DeclaredRoute,
+    DeclaredWorker,
+    problems,
+)
 
 if TYPE_CHECKING:
     from actors.events import Observer
@@ -49,6 +61,8 @@ class Topology:
                         the supervisor gives up and the system ends
     backoff_first       seconds before the second restart in a row; doubled each time up to backoff_max
     drain_timeout       seconds that a clean end may take before it is cut short
+    strategy            who is started anew when a worker that is in no group dies: `one_for_one`, it alone;
+                        `one_for_all`, everyone; `rest_for_one`, it and all that were declared after it
     retain_bytes        how much of each worker's journal is kept as history, for `ringleader journal` and
                         `persist.replay`, after everything in it has been consumed; 0: no such limit
     retain_seconds      and for how long; 0: no such limit. With neither, no history is kept; with both, what either
@@ -71,6 +85,7 @@ class Topology:
         backoff_first: float = 0.05,
         backoff_max: float = 5.0,
         drain_timeout: float = 30.0,
+        strategy: str = "one_for_one",
         retain_bytes: int = 0,
         retain_seconds: float = 0.0,
     ) -> None:
@@ -91,11 +106,82 @@ class Topology:
             "retain_bytes": retain_bytes,
             "retain_seconds": retain_seconds,
         }
-        self._declaration = Declaration(name, durability, numbers)
+        self._declaration = Declaration(name, durability, numbers, strategy=strategy)
 
     def worker(self, name: str, /, **handlers: type[Handler] | HandlerSpec) -> None:
         """A process and the handlers it hosts: by name, the class, or its `.spec(...)` where it takes arguments."""
         self._declaration.workers.append(DeclaredWorker(name, handlers, _caller()))
+
+    def supervise(
+        self,
+        worker: str,
+        /,
+        *,
+        restart: str = "permanent",
+        shutdown: float | str = 5.0,
+        ready_within: float = 60.0,
+        hung_after: float = 30.0,
+    ) -> None:
+        """How this worker is supervised, where that is not the default.
+
+        restart       `permanent`, always restarted; `transient`, after an abnormal end only; `temporary`, never
+        shutdown      seconds that it may take to end when it is told to, before it is killed; or `brutal_kill`,
+                      or `infinity`
+        ready_within  seconds until its `on_start` has to be done
+        hung_after    seconds that its loop may be silent between two messages, or its process be stopped, before it is
+                      killed and restarted; how long one message may take is the handler's busy_limit
+        """
+        options = {"restart": restart, "shutdown": shutdown, "ready_within": ready_within, "hung_after": hung_after}
+        self._declaration.supervised.append(DeclaredOptions(worker, options, _caller()))
+
+    def process(
+        self,
+        worker: str,
+        /,
+        *,
+        memory_bytes: int | None = None,
+        open_files: int | None = None,
+        cpus: Iterable[int] | None = None,
+        nice: int = 0,
+        umask: int | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        user: str | int | None = None,
+    ) -> None:
+        """What this worker's process is granted by the operating system; see ProcessOptions for what each one means."""
+        options = {
+            "memory_bytes": memory_bytes,
+            "open_files": open_files,
+            "cpus": None if cpus is None else tuple(cpus),
+            "nice": nice,
+            "umask": umask,
+            "cwd": None if cwd is None else os.fspath(cwd),
+            "user": user,
+        }
+        self._declaration.processes.append(DeclaredOptions(worker, options, _caller()))
+
+    def group(
+        self,
+        name: str,
+        members: Iterable[str],
+        /,
+        *,
+        strategy: str = "one_for_one",
+        max_restarts: int = 10,
+        restart_period: float = 60.0,
+        restart: str = "permanent",
+    ) -> None:
+        """Workers and other groups that are supervised together, started in this order and stopped in the reverse.
+
+        A group that restarts its members more than max_restarts times within restart_period seconds gives up: it is
+        stopped as a whole, and its own group, or the system, deals with that as with a death, by `restart`.
+        """
+        options = {
+            "strategy": strategy,
+            "max_restarts": max_restarts,
+            "restart_period": restart_period,
+            "restart": restart,
+        }
+        self._declaration.groups.append(DeclaredGroup(name, tuple(members), options, _caller()))
 
     def route(self, source: str, message: MessageTypes, /, *, to: str | Iterable[str]) -> None:
         """Messages of this type (or of these), sent by the source handler, go to this handler, or to each of these.
@@ -160,7 +246,12 @@ def _caller() -> str:
 def _plan(declaration: Declaration) -> Plan:
     """The plan of a declaration without problems."""
     workers = tuple(
-        WorkerPlan(worker.name, tuple(_handler(declaration, name, value) for name, value in worker.handlers.items()))
+        WorkerPlan(
+            worker.name,
+            tuple(_handler(declaration, name, value) for name, value in worker.handlers.items()),
+            _child(declaration, worker.name),
+            _process(declaration, worker.name),
+        )
         for worker in declaration.workers
     )
     handlers = [handler for worker in workers for handler in worker.handlers]
@@ -184,12 +275,62 @@ def _plan(declaration: Declaration) -> Plan:
         tuple(routes),
         _fingerprint(declaration.name, workers, routes),
         Limits(**declaration.numbers),
+        _groups(declaration),
     )
 
 
 def _handler(declaration: Declaration, name: str, value: Any) -> HandlerPlan:
     spec = value if isinstance(value, HandlerSpec) else HandlerSpec(value)
-    return HandlerPlan(name, spec, declaration.describe(spec.cls))
+    return HandlerPlan(name, spec, declaration.describe(spec.cls), policy_of(spec.cls))
+
+
+def _child(declaration: Declaration, worker: str) -> ChildSpec:
+    """How a worker is supervised; where it is said twice, the last one holds."""
+    options: dict[str, Any] = {}
+    for said in declaration.supervised:
+        if said.worker == worker:
+            options = dict(said.options)
+    if options:
+        options["restart"] = Restart(options["restart"])
+        options["shutdown"] = {"brutal_kill": 0.0, "infinity": math.inf}.get(options["shutdown"], options["shutdown"])
+    return ChildSpec(worker, **options)
+
+
+def _process(declaration: Declaration, worker: str) -> ProcessOptions:
+    options: dict[str, Any] = {}
+    for said in declaration.processes:
+        if said.worker == worker:
+            options = dict(said.options)
+    return ProcessOptions(**options)
+
+
+def _groups(declaration: Declaration) -> tuple[Group, ...]:
+    """The root, whose members are in no other group, in the order of their declaration; then the others."""
+    inside = {member for group in declaration.groups for member in group.members}
+    first = {worker.name: number for number, worker in enumerate(declaration.workers)}
+    for group in reversed(declaration.groups):  # a group stands where the first of its workers was declared
+        first[group.name] = min((first[member] for member in group.members if member in first), default=len(first))
+    tops = sorted((name for name in first if name not in inside), key=lambda name: first[name])
+    numbers = declaration.numbers
+    root = Group("", tuple(tops), Strategy(declaration.strategy), numbers["max_restarts"], numbers["restart_period"])
+    found, pending = [root], list(tops)
+    named = {group.name: group for group in declaration.groups}
+    while pending:
+        declared = named.get(pending.pop(0))
+        if declared is not None:
+            said = declared.options
+            found.append(
+                Group(
+                    declared.name,
+                    declared.members,
+                    Strategy(said["strategy"]),
+                    said["max_restarts"],
+                    said["restart_period"],
+                    Restart(said["restart"]),
+                )
+            )
+            pending += declared.members
+    return tuple(found)
 
 
 def _fingerprint(name: str, workers: tuple[WorkerPlan, ...], routes: list[Route]) -> str:

@@ -45,6 +45,23 @@ class DeclaredExternal:
     where: str
 
 
+@dataclass(frozen=True, slots=True)
+class DeclaredOptions:
+    """Options of a worker: of its supervision, or of its process."""
+
+    worker: Any
+    options: Mapping[str, Any]  # those that were given
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredGroup:
+    name: Any
+    members: tuple[Any, ...]
+    options: Mapping[str, Any]
+    where: str
+
+
 @dataclass(slots=True)
 class Declaration:
     """What a Topology was told, unchecked, in the order in which it was told."""
@@ -55,6 +72,10 @@ class Declaration:
     workers: list[DeclaredWorker] = field(default_factory=list)
     routes: list[DeclaredRoute] = field(default_factory=list)
     externals: list[DeclaredExternal] = field(default_factory=list)
+    supervised: list[DeclaredOptions] = field(default_factory=list)
+    processes: list[DeclaredOptions] = field(default_factory=list)
+    groups: list[DeclaredGroup] = field(default_factory=list)
+    strategy: Any = "one_for_one"  # of the root
     descriptions: dict[type, HandlerDescription] = field(default_factory=dict)
 
     def describe(self, cls: type[Handler]) -> HandlerDescription:

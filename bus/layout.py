@@ -222,12 +222,15 @@ class Field(IntEnum):
     CARRIED = 26  # last sequence number that the worker carried over to itself
     CARRIED_ACK = 27  # and the last of these that it has consumed
     DISK_FULL = 28  # its journal has no room for sends
+    PAUSED = 29  # it handles nothing until it is told to go on
     # the supervisor writes
     CONTROL = 48  # a Control
     RESTARTS = 49
     LAST_DEATH_NS = 50
     LAST_DEATH_CODE = 51  # two's complement: negative numbers are signals
     SUPERVISED_STATE = 52  # a WorkerState
+    GATE = 53  # 1: those before it in the order of start are up, so its handlers may be made
+    PAUSE = 54  # a Pause
 
 
 SIGNED: Final = frozenset({Field.LAST_DEATH_CODE})
@@ -249,6 +252,15 @@ class Control(IntEnum):
     RUN = 0
     DRAIN = 1
     STOP = 2
+    LEAVE = 3  # end between two transactions, as if killed there: another incarnation goes on
+
+
+class Pause(IntEnum):
+    """Whether a worker is to handle messages."""
+
+    RUN = 0
+    PAUSE = 1  # stop between two transactions
+    DRAIN = 2  # handle what was sent to it until now, then stop
 
 
 class WorkerState(IntEnum):
@@ -263,6 +275,7 @@ class WorkerState(IntEnum):
     STOPPED = 6
     DEAD = 7
     GAVE_UP = 8
+    WAITING = 9  # recovered; waits for its turn in the order of start
 
 
 def _aligned(size: int) -> int:

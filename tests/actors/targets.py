@@ -90,3 +90,10 @@ def works(segment: str, name: str, epoch: int, behaviour: str) -> int:
         block.doorbell.disarm()
     block.set(Field.STATE, WorkerState.STOPPED)
     return 66 if behaviour == "fails at the end" else 0
+
+
+def writes_to_what_it_was_given() -> None:
+    from actors.process import inherited
+
+    for number, descriptor in enumerate(inherited()):
+        os.write(descriptor, str(number).encode())

@@ -100,6 +100,18 @@ def test_worker_is_set_apart_from_the_terminal(started, tmp_path: Path) -> None:
     assert facts["comm"] == "ringleader: tra"
 
 
+def test_descriptors_are_passed_in_their_order(started) -> None:
+    pipes = [os.pipe() for _ in range(2)]
+    started.append(WorkerProcess.start(targets.writes_to_what_it_was_given, pass_fds=[writer for _, writer in pipes]))
+    for _, writer in pipes:
+        os.close(writer)
+    assert ended(started[0]) == 0
+    for number, (reader, _) in enumerate(pipes):
+        assert os.read(reader, 10) == str(number).encode()
+        assert os.read(reader, 10) == b"", "nobody else keeps the other end"
+        os.close(reader)
+
+
 def test_worker_does_not_keep_the_fork_server_up(started, tmp_path: Path) -> None:
     started.append(WorkerProcess.start(targets.starts_a_grandchild, (tmp_path / "pid", "hold")))
     text_of(tmp_path / "pid")

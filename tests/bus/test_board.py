@@ -23,7 +23,15 @@ from bus.layout import (
 from tests.bus.implementations import new_segment, python
 
 NAMES = ("ingest", "statistik-ä", "gateway")
-SUPERVISORS = {Field.CONTROL, Field.RESTARTS, Field.LAST_DEATH_NS, Field.LAST_DEATH_CODE, Field.SUPERVISED_STATE}
+SUPERVISORS = {
+    Field.CONTROL,
+    Field.RESTARTS,
+    Field.LAST_DEATH_NS,
+    Field.LAST_DEATH_CODE,
+    Field.SUPERVISED_STATE,
+    Field.GATE,
+    Field.PAUSE,
+}
 
 
 def new_board(names: tuple[str, ...] = NAMES) -> tuple[Board, bytearray]:

@@ -182,7 +182,7 @@ class Scene:
 
 
 def _topology(name: str, level: str, **numbers: int) -> Topology:
-    limits = {"ring_bytes": 4096, "max_message_bytes": 1024, "max_attempts": 1_000_000} | numbers
+    limits: dict[str, Any] = {"ring_bytes": 4096, "max_message_bytes": 1024, "max_attempts": 1_000_000} | numbers
     return Topology(name, durability=level, directory="/nowhere", **limits)
 
 
