@@ -215,11 +215,12 @@ def test_another_process_reads_and_writes_it(implementation: str | None) -> None
 
 
 def test_states_are_numbered_for_ever() -> None:
-    assert [(c.name, c.value) for c in Control] == [("RUN", 0), ("DRAIN", 1), ("STOP", 2)]
+    assert [(c.name, c.value) for c in Control] == [("RUN", 0), ("DRAIN", 1), ("STOP", 2), ("LEAVE", 3)]
     assert [state.name.lower() for state in WorkerState] == [
-        *("new", "starting", "recovering", "running", "draining", "stopping", "stopped", "dead", "gave_up")
+        *("new", "starting", "recovering", "running", "draining", "stopping", "stopped", "dead", "gave_up"),
+        "waiting",
     ]
-    assert list(WorkerState) == list(range(9))
+    assert list(WorkerState) == list(range(10))
 
 
 def test_a_board_lives_in_a_segment() -> None:
