@@ -121,6 +121,7 @@ class Dispatcher:
             prepared = self._prepare()
             prepared.keys.append((len(self.hosted), SESSION, self._session))
             self._commit(prepared)
+            # failpoint: start-committed
 
     def stop(self) -> None:
         """Calls `on_stop` of every handler, in reverse order, as one transaction."""
@@ -134,9 +135,11 @@ class Dispatcher:
             self._clear()  # as if it had died right before: nothing of on_stop has taken effect
 
     def _start_one(self, hosted: Hosted) -> None:
+        # failpoint: on-start-before
         if hosted.plan.description.has_on_start:
             self._enter(hosted)
             hosted.instance.on_start()
+            # failpoint: on-start-after
 
     def _forget_start(self, again: Iterable[Hosted]) -> None:
         """What `on_start` sent and changed took effect before, so not again."""
@@ -198,10 +201,12 @@ class Dispatcher:
         """Handles a run but for the messages to skip. False if time was up before its end; the rest is then new."""
         inlet = self._inlets[arrival.route]
         messages = inlet.codec.decode_run(arrival.body)
+        # failpoint: run-decoded
         if skip:
             messages = messages[skip:]
         seq = first = arrival.first + skip
         self._begin(arrival, seq)
+        # failpoint: message-begun
         # The hot loop: what one message costs is decided here.
         cells, context, local, now, until = (
             self._cells,
@@ -220,12 +225,15 @@ class Dispatcher:
             cells[busy_since] = began = now()
             if began > until and seq > first:
                 break
+            # failpoint: handler-before
             call(message)
+            # failpoint: handler-after
             if local:
                 self._drain_local()
             seq += 1
         self._handled += seq - first
         arrival.link.inbound.stage(seq - 1)
+        # failpoint: run-staged
         return seq - first == len(messages)
 
     def _begin(self, arrival: Arrival, seq: int) -> None:
@@ -259,6 +267,7 @@ class Dispatcher:
             for hosted, call in inlet.calls:
                 self._enter(hosted)
                 call(message if lane.codec.late else inlet.codec.decode_one(message))
+            # failpoint: local-handled
             handled += 1
         self._handled += handled
 
@@ -271,6 +280,7 @@ class Dispatcher:
             if state is not None:
                 states.append((hosted.index, state))
             keys.extend((hosted.index, key, value) for key, value in changed)
+        # failpoint: state-encoded
         return Prepared(self._outgoing.encode(self._endpoint.me.index) if self._outgoing else [], states, keys)
 
     def _commit(self, prepared: Prepared, dead: Sequence[DeadLetter] = ()) -> None:
@@ -279,7 +289,9 @@ class Dispatcher:
             # comes too early only drains a little sooner.
             self._cells[Field.STOP_REQUESTED] = 1
             self._context.stop = False
+        # failpoint: transaction-prepared
         self._endpoint.commit(prepared.runs, prepared.states, prepared.keys, dead)
+        # failpoint: transaction-committed
         self._cells[Field.HANDLED] += self._handled
         for hosted in self._touched:
             hosted.committed()
@@ -294,6 +306,7 @@ class Dispatcher:
     def _rollback(self) -> None:
         """As after the last commit. Handlers that took part are made anew from their committed state."""
         self._cells[Field.ROLLBACKS] += 1
+        # failpoint: rollback-begun
         self._endpoint.rollback()
         touched = list(self._touched)
         self._context.stop = False
@@ -301,6 +314,7 @@ class Dispatcher:
         for hosted in touched:
             hosted.make()
         self._bind()
+        # failpoint: rollback-made-anew
         for hosted in touched:
             self._start_one(hosted)
         self._forget_start(touched)
@@ -355,6 +369,7 @@ class Dispatcher:
         while self.attempts.get(key, 0) < self._plan.limits.max_attempts:
             try:
                 self._begin(arrival, seq)
+                # failpoint: careful-message
                 inlet = self._inlets[arrival.route]
                 self._call(inlet, inlet.codec.decode_one(raw))
                 self._handled += 1
@@ -388,7 +403,9 @@ class Dispatcher:
         arrival.link.inbound.stage(seq)
         if arrival.flags & FLAG_ASK:
             self._answer(FLAG_ERROR, pack_failure(seq, letter.handler, letter.type, reason))
+        # failpoint: dead-letter-made
         self._commit(self._prepare(), [letter])
+        # failpoint: dead-letter-buried
 
     def _forget_passed(self) -> None:
         """Attempts of consumed messages are history."""
@@ -407,6 +424,7 @@ class Dispatcher:
             while True:
                 before = outgoing.sent
                 pause: float | None = hosted.instance.on_loop()
+                # failpoint: source-called
                 silent = outgoing.sent == before
                 self._drain_local()
                 if pause is None and silent:
@@ -442,6 +460,7 @@ class Dispatcher:
         except SenderError as error:
             error.blame(context.handler)
             raise
+        # failpoint: reply-packed
         context.replied = True
         self._answer(0, body)
 

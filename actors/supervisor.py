@@ -206,6 +206,7 @@ class Supervisor:
             why = f"could not be launched: {type(failure).__name__}: {failure}"
             self._died(child, Death(child.name, WorkerExit.NO_SPACE if full else None, None, False, why, child.was_up))
             return
+        # failpoint: worker-launched
         if self._selector is not None:
             self._selector.register(process.pidfd, selectors.EVENT_READ)
         self._publish(events.WorkerStarting(child.name, process.pid, child.suspect))
@@ -225,6 +226,7 @@ class Supervisor:
                 self._settled.set()
         code = process.poll()
         if code is not None:
+            # failpoint: death-seen
             process.kill()  # what it started goes with it
             if self._selector is not None:
                 self._selector.unregister(process.pidfd)
@@ -235,6 +237,7 @@ class Supervisor:
     def _died(self, child: Child, death: Death, pid: int | None = None) -> None:
         epoch = child.block.get(Field.EPOCH)
         blamed = child.bury(death)
+        # failpoint: death-buried
         stopping = self.state is WorkerState.STOPPING
         if death.code == WorkerExit.STOPPED and not blamed:
             if not stopping:
@@ -250,6 +253,7 @@ class Supervisor:
             return
         now = self._now()
         decision, self._history = decide(child.spec, self._policy, self._history, death, now, self._random())
+        # failpoint: restart-decided
         match decision:
             case RestartAfter(delay):
                 self._restart(child, now + delay, delay)

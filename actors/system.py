@@ -61,12 +61,15 @@ class System:
         self._directory = RunDirectory.open(directory)
         try:
             self._directory.lock()
+            # failpoint: run-locked
             self._identity, self._session = self._take_over()
             self._segments = create_segments(plan, self._identity.run_id)
+            # failpoint: segments-created
             self._board = attach_board(self._identity.run_id, self._wires)
             self._blocks = [self._board.block(worker.name) for worker in plan.workers]
             self._views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
             self._gateway = self._open_gateway()
+            # failpoint: gateway-opened
             self._supervisor = self._make_supervisor(observer)
         except BaseException:
             self._give_back()
@@ -179,6 +182,7 @@ class System:
         old, ending = self._directory.read_identity(), self._directory.read_exit()
         if old is not None:
             remove_stale(stale_prefix(old))
+            # failpoint: stale-removed
         self._adopt(old)
         session = secrets.token_hex(4)
         if old is not None and old.session and (ending is None or ending.status != ExitStatus.OK):
@@ -197,6 +201,7 @@ class System:
         )
         # Before the first segment exists: whoever comes after a crash finds its name.
         self._directory.write_identity(identity)
+        # failpoint: identity-written
         return identity, session
 
     def _adopt(self, old: Identity | None) -> None:

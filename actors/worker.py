@@ -58,6 +58,7 @@ def main(boot_bytes: bytes) -> None:
     boot: Boot = cloudpickle.loads(boot_bytes)
     wires = Wires()
     board = attach_board(boot.run_id, wires)
+    # failpoint: board-attached
     block = board.block(boot.worker)
     block.set_text(Text.LAST_WORDS, "")
     try:
@@ -100,6 +101,7 @@ class Worker:
         self._block = block
         self._cells = block.cells
         block.set(Field.PID, os.getpid())
+        # failpoint: pid-told
         block.set(Field.STARTED_NS, time.monotonic_ns())
         block.set(Field.HEARTBEAT_NS, time.monotonic_ns())
         block.set(Field.RING_IMPLEMENTATION, RING_IMPLEMENTATION == "c")
@@ -114,6 +116,7 @@ class Worker:
         suspect = None if boot.suspect is None else (plan.peers[boot.suspect[0]], boot.suspect[1])
         names = Names(plan, boot.worker)
         journal, recovered = open_journal(plan, names, Path(boot.journal), boot.epoch, suspect, endpoint)
+        # failpoint: journal-opened
         context = Context()
         mine = plan.worker(boot.worker)
         outgoing, inlets, hosted = assemble(plan, mine, endpoint, context)
@@ -129,6 +132,7 @@ class Worker:
         house = Housekeeping(endpoint, lambda: snapshot(names, endpoint, dispatcher, boot.session))
         endpoint.epoch = boot.epoch if journal is None else journal.epoch
         self._block.set(Field.EPOCH, endpoint.epoch)
+        # failpoint: epoch-told
         endpoint.resume(journal, recovered)
         return dispatcher, house, again
 
@@ -139,7 +143,9 @@ class Worker:
         block.set(Field.STATE, WorkerState.STARTING)
         dispatcher.start(self._again)
         block.set(Field.SESSION, session_number(self._boot.session))
+        # failpoint: session-told
         block.set(Field.STATE, WorkerState.RUNNING)
+        # failpoint: worker-running
         control = int(Field.CONTROL)
         sources = Sources(dispatcher, self._plan.limits.max_attempts)
         seen = Control.RUN
