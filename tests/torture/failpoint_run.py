@@ -25,8 +25,9 @@ from tests.torture.hook import ROOT, VARIABLE, WORKER, Switchboard
 from tests.torture.outside import remembered
 from tests.torture.run import identity_of, left_over
 
-PATIENCE = 60.0  # seconds, for all of a group to act, and again for everyone to get on
+PATIENCE = 30.0  # seconds, for all of a group to act, and again for everyone to get on
 AGAIN = 0.12  # seconds between two provocations
+CLAIM = 0.3  # seconds from being about to act until it has
 LOOK = 0.002
 
 
@@ -127,8 +128,9 @@ class Run:
             self.look()
             for one in list(waiting):
                 pid = self.board.acted_in(one.point)
-                if not pid and self.board.claimed(one.point):
-                    self._arm(one)  # killed by something else at that very moment
+                since = self.board.claimed(one.point) if not pid else 0
+                if since and time.time() > since + CLAIM:
+                    self._arm(one)  # whoever was about to act died of something else at that very moment
                 if pid:
                     if one.action == "SIGSTOP":
                         end_stopped(pid)
@@ -140,7 +142,8 @@ class Run:
                 due = now + AGAIN
                 self._provoke({one.way.provoke for one in waiting})
             if now > deadline:
-                raise Trouble(f"not reached within {PATIENCE:g} s: {', '.join(map(str, waiting))}")
+                states = {str(one): self.board.state(one.point) for one in waiting}
+                raise Trouble(f"not reached within {PATIENCE:g} s: {states}")
             self._check()
             pause(LOOK)
         for flag in ("pile", "raise", "carry", "poison"):

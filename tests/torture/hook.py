@@ -80,13 +80,17 @@ class Switchboard:
     def disarm(self, name: str) -> None:
         self.left[self.index[name]] = 0
 
-    def claimed(self, name: str) -> bool:
-        """A process that does not live any more was about to act, and has not."""
+    def claimed(self, name: str) -> float:
+        """Since when (time of the file system) somebody is about to act; 0 if nobody is."""
         try:
-            pid = int((self.folder / f"acted-{self._serial[self.index[name]]}").read_text() or 0)
+            return (self.folder / f"acted-{self._serial[self.index[name]]}").stat().st_mtime
         except FileNotFoundError:
-            return False
-        return bool(pid) and not self.acted_in(name) and not Path(f"/proc/{pid}").exists()
+            return 0.0
+
+    def state(self, name: str) -> str:
+        at = self.index[name]
+        claim = self.folder / f"acted-{self._serial[at]}"
+        return f"{self.left[at]} hits left, claimed: {claim.exists()}, acted in {self._pid[at]}"
 
     def acted_in(self, name: str) -> int:
         """The process in which it acted; 0 if it has not."""
@@ -114,11 +118,9 @@ class Switchboard:
         if not left:
             return
         try:
-            claim = os.open(self.folder / f"acted-{self._serial[at]}", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            os.close(os.open(self.folder / f"acted-{self._serial[at]}", os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
-        os.write(claim, b"%d" % me)
-        os.close(claim)
         self.left[at] = 0
         self._pid[at] = me
         _act(ACTIONS[self._action[at]], self.names[at])
