@@ -25,7 +25,8 @@ PURE = {
     "actors": {
         "annotations", "codec", "components", "errors", "exits", "fingerprint", "handler", "handler_policy", "message",
         "outgoing", "plan", "process_options", "replies", "restart", "resume", "sends", "shipping", "supervision",
-        "system_errors", "table", "validate",
+        "system_errors", "table", "validate", "validate_supervision", "naming",
+        "declaration",
     },
 }  # fmt: skip
 ACTING = {

@@ -248,6 +248,21 @@ def test_a_failed_start_in_the_middle_of_a_restart_is_a_death_by_the_same_strate
     assert one.up() == set("abc")
 
 
+def test_who_is_started_again_while_those_before_it_come_up_still_waits_for_them() -> None:
+    tree = Supervision(
+        [ChildSpec(name) for name in "ab"], [group("", "a", "b", strategy=Strategy.REST_FOR_ONE)], AT_ONCE
+    )
+    assert [tree.next(0.0), tree.next(0.0)] == [Launch("a"), Launch("b")]
+    tree.recovered("a", 0.0)
+    assert tree.next(0.0) == LetIn("a")
+    tree.died(ended("b", Ending.SIGNAL), 0.0, 0.0)
+    assert tree.next(0.0) == Launch("b")
+    tree.recovered("b", 0.0)
+    assert tree.next(0.0) is None
+    tree.up("a", 0.0)
+    assert tree.next(0.0) == LetIn("b")
+
+
 # ------------------------------------------------------------------------------------------------------- groups
 NESTED = [group("", "x", "g", "y"), group("g", "a", "h"), group("h", "b", "c")]
 
