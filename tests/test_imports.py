@@ -24,8 +24,8 @@ PURE = {
     "persist.ilm": {"backend", "errors", "flight", "identity", "message", "options", "session", "transport", "wire"},
     "actors": {
         "annotations", "codec", "components", "errors", "exits", "fingerprint", "handler", "handler_policy", "hang",
-        "message", "outgoing", "plan", "process_options", "reasons", "replies", "restart", "resume", "sends", "shipping",
-        "system_errors", "table", "validate", "validate_options",
+        "message", "outgoing", "plan", "process_options", "reasons", "replies", "restart", "resume", "sends",
+        "shipping", "system_errors", "table", "validate", "validate_options",
     },
 }  # fmt: skip
 ACTING = {
