@@ -17,7 +17,7 @@ import traceback
 
 # A real-time signal: they have no meaning but what a program gives them, and programs begin at the other end.
 DUMP_SIGNAL = signal.SIGRTMAX - 3 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
-LIMIT = 1 << 16  # bytes that are read at most: the last ones
+LIMIT = 1 << 20  # bytes that are read at most: the last ones
 
 
 class LastWords:
