@@ -151,8 +151,11 @@ class Dispatcher:
             inlet.bind()
 
     def _enter(self, hosted: Hosted) -> None:
+        """Its code runs from now on; until `_prepare` or `_clear`, when it has returned to the loop."""
         self._touched.add(hosted)
         self._context.handler = hosted.name
+        if hosted.timed:  # has a busy_limit; the time first, so that it is never another one's
+            self._cells[Field.BUSY_SINCE_NS] = time.monotonic_ns()
         self._cells[Field.BUSY_HANDLER] = hosted.index + 1
 
     # ------------------------------------------------------------------------------------------------ messages
@@ -224,6 +227,8 @@ class Dispatcher:
             call(message)
             if local:
                 self._drain_local()
+                if alone:
+                    self._enter(inlet.calls[0][0])
             seq += 1
         self._handled += seq - first
         arrival.link.inbound.stage(seq - 1)
@@ -272,7 +277,9 @@ class Dispatcher:
             if state is not None:
                 states.append((hosted.index, state))
             keys.extend((hosted.index, key, value) for key, value in changed)
-        return Prepared(self._outgoing.encode(self._endpoint.me.index) if self._outgoing else [], states, keys)
+        runs = self._outgoing.encode(self._endpoint.me.index) if self._outgoing else []
+        self._cells[Field.BUSY_HANDLER] = 0
+        return Prepared(runs, states, keys)
 
     def _commit(self, prepared: Prepared, dead: Sequence[DeadLetter] = ()) -> None:
         if self._context.stop:
@@ -289,6 +296,7 @@ class Dispatcher:
         self._clear()
 
     def _clear(self) -> None:
+        self._cells[Field.BUSY_HANDLER] = 0
         self._touched.clear()
         self._outgoing.clear()
         self._handled = 0
@@ -302,6 +310,7 @@ class Dispatcher:
         self._context.stop = self._context.end = False
         self._clear()
         for hosted in touched:
+            self._enter(hosted)
             hosted.make()
         self._bind()
         for hosted in touched:
@@ -411,7 +420,9 @@ class Dispatcher:
                 before = outgoing.sent
                 pause: float | None = hosted.instance.on_loop()
                 silent = outgoing.sent == before
-                self._drain_local()
+                if outgoing.local:
+                    self._drain_local()
+                    self._enter(hosted)
                 if pause is None and silent:
                     pause = LOOP_PAUSE
                 calls -= 1

@@ -25,13 +25,16 @@ import os
 import random as randomness
 import select
 import selectors
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from actors import events
-from actors.child import Child, Launch
+from actors import events, hang
+from actors.child import Child, Launch, Process
+from actors.evidence import MemoryEvidence, process_state
 from actors.exits import ExitStatus, WorkerExit
+from actors.orphans import Reaper
 from actors.plan import Group
 from actors.requests import Request, Requests
 from actors.restart import ChildSpec, Death, Policy
@@ -77,9 +80,12 @@ class Supervisor(Requests):
         quiet: Callable[[], bool],
         groups: Sequence[Group] | None = None,
         observer: events.Observer | None = None,
+        limits: Mapping[str, hang.Limits] | None = None,
+        memory_bytes: Mapping[str, int | None] | None = None,
         beat: Callable[[], None] | None = None,
         drain_timeout: float = 30.0,
         stop_now_timeout: float = 1.0,
+        letter: Callable[[int], str] = process_state,
         clock: Callable[[], int] = time.monotonic_ns,
         random: Callable[[], float] = randomness.random,
     ) -> None:
@@ -91,7 +97,9 @@ class Supervisor(Requests):
         self._tree = Supervision(specs, groups or one_group(specs, policy), policy)
         self._board, self._launch, self._quiet, self._observer, self._beat = board, launch, quiet, observer, beat
         self._drain_timeout, self._stop_now_timeout = drain_timeout, stop_now_timeout
-        self._clock, self._random = clock, random
+        self._letter, self._clock, self._random = letter, clock, random
+        self._limits = limits or {spec.name: hang.Limits(spec.hung_after) for spec in specs}
+        self._memory_bytes, self._memory, self._reaper = memory_bytes or {}, MemoryEvidence(), Reaper()
         self._children = {name: Child(seat.spec, board.block(name)) for name, seat in self._tree.seats.items()}
         self._control = Control.RUN  # what everyone is told who is not told something of his own
         self._selector: selectors.BaseSelector | None = None
@@ -139,6 +147,8 @@ class Supervisor(Requests):
         self._board.set(BoardCell.SUPERVISOR_HEARTBEAT_NS, self._clock())
         if self._beat is not None:
             self._beat()
+        self._memory.look()
+        self._reaper.reap()
         self._take_requests()
         for child in self._children.values():
             self._look_at(child)
@@ -159,6 +169,8 @@ class Supervisor(Requests):
             return 0.0
         now = self._now()
         wait = min(TICK, self._deadline - now, self._tree.next_time() - now)
+        if any(child.watch is not None and child.watch.suspicious for child in self._living()):
+            wait = min(wait, hang.CONFIRM)
         comes_up = any(not child.ready for child in self._living())
         if self.state is WorkerState.DRAINING or (comes_up and self.state is not WorkerState.STOPPING):
             wait = min(wait, self._look)
@@ -238,6 +250,7 @@ class Supervisor(Requests):
             return
         if self._selector is not None:
             self._selector.register(process.pidfd, selectors.EVENT_READ)
+        child.watch = hang.Watch(self._limits[child.name])
         self._publish(events.WorkerStarting(child.name, process.pid, child.suspect))
 
     def _look_at(self, child: Child) -> None:
@@ -257,15 +270,28 @@ class Supervisor(Requests):
                 self._publish(events.SystemReady(self.name))
                 self._settled.set()
         code = process.poll()
-        if code is not None:
+        if code is None:
+            self._look_for_hang(child, process)
+        else:
             process.kill()  # what it started goes with it
+            words = process.words()
+            memory = self._memory.of(process.pid, process.title) if code == -signal.SIGKILL else ""
             if self._selector is not None:
                 self._selector.unregister(process.pidfd)
             process.close()
             child.process = None
             leaving = self._tree.seats[child.name].leaving
             asked = leaving is not None and leaving.deadline is not None
-            self._died(child, child.death(code, requested=asked), process.pid)
+            limit = self._memory_bytes.get(child.name)
+            self._died(child, child.death(code, asked, words, memory, limit), process.pid)
+
+    def _look_for_hang(self, child: Child, process: Process) -> None:
+        if child.watch is None or child.kill_reason or self.state is WorkerState.STOPPING:
+            return
+        hung = child.watch.look(self._now(), hang.look_at(child.block), lambda: self._letter(process.pid))
+        if hung is not None:
+            self._publish(events.WorkerKilled(child.name, process.pid, hung.reason))
+            child.kill(hung.reason, self._now(), innocent=not hung.blames)
 
     def _died(self, child: Child, death: Death, pid: int | None = None) -> None:
         epoch = child.block.get(Field.EPOCH)
@@ -369,6 +395,7 @@ class Supervisor(Requests):
             dead.register(process.pidfd, select.POLLIN)
             dead.poll(max(0.0, deadline - time.monotonic()) * 1000)
             process.close()
+        self._memory.close()
         self._conclude(ExitStatus.OK, "everything was handled")
         self._enter(WorkerState.STOPPED)
         self._publish(events.SystemStopped(self.name, self.status or ExitStatus.OK, self.reason))

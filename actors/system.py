@@ -22,10 +22,11 @@ import msgspec
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
+from actors.hang import Limits
 from actors.housekeeping import Housekeeping
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, stale_prefix
 from actors.message import Message
-from actors.plan import GATEWAY, Plan
+from actors.plan import GATEWAY, Plan, WorkerPlan
 from actors.process import WorkerProcess
 from actors.replies import type_key
 from actors.restart import Policy
@@ -292,9 +293,15 @@ class System:
             self._launch,
             quiet=self._quiet,
             groups=self.plan.groups,
+            limits={worker.name: self._hang_limits(worker) for worker in self.plan.workers},
+            memory_bytes={worker.name: worker.process.memory_bytes for worker in self.plan.workers},
             drain_timeout=limits.drain_timeout,
             observer=observer,
         )
+
+    def _hang_limits(self, worker: WorkerPlan) -> Limits:
+        handlers = [(one.name, one.policy.busy_limit) for one in worker.handlers]
+        return Limits(worker.child.hung_after, handlers, self.plan.peers)
 
     def _launch(self, name: str, epoch_floor: int, suspect: tuple[int, int] | None) -> WorkerProcess:
         attempts: dict[tuple[int, int], int] = {}
@@ -313,7 +320,12 @@ class System:
             suspect=suspect,
             attempts=attempts,
         )
-        return WorkerProcess.start(main, (cloudpickle.dumps(boot),), f"ringleader: {self.name}/{name}")
+        return WorkerProcess.start(
+            main,
+            (cloudpickle.dumps(boot),),
+            f"ringleader: {self.name}/{name}",
+            options=self.plan.worker(name).process,
+        )
 
     def _resolve(self, name: str) -> type[Message]:
         """The class of a reply. Only what this process has defined or imported: nothing is imported for a reply."""

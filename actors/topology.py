@@ -33,11 +33,13 @@ from actors.errors import Problem, TopologyError
 from actors.fingerprint import fingerprint, type_text
 from actors.handler import Handler, HandlerSpec
 from actors.handler_policy import policy_of
+from actors.hygiene import machine
 from actors.message import Message, type_name
 from actors.plan import GATEWAY, REPLY, Group, HandlerPlan, Limits, Plan, Route, WorkerPlan, number_edges
 from actors.process_options import ProcessOptions
 from actors.restart import ChildSpec, Restart, Strategy
 from actors.validate import problems
+from actors.validate_options import option_problems
 
 if TYPE_CHECKING:
     from actors.events import Observer
@@ -151,10 +153,10 @@ class Topology:
         options = {
             "memory_bytes": memory_bytes,
             "open_files": open_files,
-            "cpus": None if cpus is None else tuple(cpus),
+            "cpus": tuple(cpus) if isinstance(cpus, Iterable) else cpus,
             "nice": nice,
             "umask": umask,
-            "cwd": None if cwd is None else os.fspath(cwd),
+            "cwd": os.fspath(cwd) if isinstance(cwd, os.PathLike) else cwd,
             "user": user,
         }
         self._declaration.processes.append(DeclaredOptions(worker, options, _caller()))
@@ -199,7 +201,7 @@ class Topology:
 
     def compile(self) -> Plan:
         """Check everything; TopologyError with all the problems, or the plan."""
-        found = problems(self._declaration)
+        found = [*problems(self._declaration), *option_problems(self._declaration, machine())]
         if not found:
             plan = _plan(self._declaration)
             found = _unshippable(plan)
