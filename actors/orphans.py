@@ -32,16 +32,20 @@ def mark() -> None:
 def sweep(worker: int, guardian: int) -> list[int]:
     """Kills what the dead worker with this pid has left; what it started has become the guardian's. Returns whom."""
     killed: list[int] = []
+    again = False
     deadline = time.monotonic() + SWEEP
     while time.monotonic() < deadline:
-        left = [pid for pid in children_of(guardian) if _marked(pid, worker) and process_state(pid) != "Z"]
-        if not left:
+        living = [pid for pid in children_of(guardian) if process_state(pid) not in {"Z", ""}]
+        # A process that is dying has lost its mark, but still has its children: they come up next.
+        left = [pid for pid in living if pid in killed or _marked(pid, worker)]
+        if not left and not again:
             break
+        again = bool(left)  # who died while we looked has left children that were not there yet
         for pid in left:
             if pid not in killed:
                 killed.append(pid)
                 _kill(pid, worker)
-        time.sleep(0.001)  # what these have started comes up next
+        time.sleep(0.001)
     return killed
 
 

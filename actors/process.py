@@ -162,8 +162,7 @@ class WorkerProcess:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except OSError:
             pass  # dead; also what a descriptor that is not a pidfd answers, and there is one only for the dead
-        if self.poll() is not None and self._guardian:
-            orphans.sweep(self.pid, self._guardian)
+        self._sweep()
 
     def words(self) -> str:
         """What it left when it crashed, or could not be set up; see `reasons` for what to make of it."""
@@ -188,8 +187,15 @@ class WorkerProcess:
     def close(self) -> None:
         """Let go of it. Idempotent. The kernel kills what still lives: its lifeline ends."""
         if self.pidfd >= 0:
+            self._sweep()
             _live.discard(self)
             self._forget()
+
+    def _sweep(self) -> None:
+        """Once it is dead, what it started and has left its group is killed."""
+        if self._guardian and self.poll() is not None:
+            guardian, self._guardian = self._guardian, 0
+            orphans.sweep(self.pid, guardian)
 
     def _forget(self) -> None:
         with self._lock:

@@ -182,7 +182,7 @@ def takes_memory(size: int) -> None:
 def starts_descendants(path: Path, then: str) -> None:
     """One of each kind: in its group, in a session of its own, a daemon that forked twice, one that only forks."""
     pids = [subprocess.Popen(["sleep", "600"]).pid, subprocess.Popen(["sleep", "600"], start_new_session=True).pid]
-    script = "setsid sleep 600 & echo $!"
+    script = "setsid sleep 600 >/dev/null & echo $!"
     pids.append(int(subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, check=True).stdout))
     reader, writer = os.pipe()
     if os.fork() == 0:
@@ -195,3 +195,22 @@ def starts_descendants(path: Path, then: str) -> None:
     write(path, " ".join(map(str, pids)))
     if then == "hold":
         holds()
+
+
+def starts_a_chain(path: Path, length: int) -> None:
+    """Daemons, each the child of the one before, in sessions of their own."""
+    reader, writer = os.pipe()
+    for _ in range(length):
+        if os.fork():
+            break
+        os.setsid()
+        os.write(writer, b"%d\n" % os.getpid())
+    else:
+        holds()
+    if os.environ["RINGLEADER_WORKER"] != f"{os.getpid():010d}":
+        holds()
+    pids = b""
+    while pids.count(b"\n") < length:
+        pids += os.read(reader, 100)
+    write(path, pids.decode())
+    holds()
