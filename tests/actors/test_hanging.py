@@ -1,4 +1,4 @@
-"""Workers that hang, for real: stopped, busy for ever, starting for ever. Killed, restarted, and the status says why."""
+"""Workers that hang, for real: stopped, busy for ever. They are killed and restarted, and the status says why."""
 
 from __future__ import annotations
 
