@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from actors import Handler, Message, Topology, TopologyError, handle
+from actors.declaration import Declaration, DeclaredOptions, DeclaredWorker
 from actors.process_options import ProcessOptions
-from actors.validate import Declaration, DeclaredOptions, DeclaredWorker
 from actors.validate_options import Machine, option_problems
 
 HERE = Machine(
