@@ -183,8 +183,8 @@ class SystemCommands:
 
 def unknown_worker(system: str, worker: str, known: Sequence[str]) -> Refused:
     hint = closest(worker, known, "workers")
-    names = f"; its workers are {', '.join(known)}" if hint.startswith("did you") else ""
-    return Refused(protocol.UNKNOWN_WORKER, f"{system} has no worker {worker!r}; {hint}{names}", tuple(known))
+    names = f" (its workers are {', '.join(known)})" if hint.startswith("did you") else ""
+    return Refused(protocol.UNKNOWN_WORKER, f"{system} has no worker {worker!r}{names}; {hint}", tuple(known))
 
 
 def _name(state: int) -> str:

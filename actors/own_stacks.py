@@ -14,7 +14,7 @@ def own_stacks() -> str:
     threads = {thread.ident: thread for thread in threading.enumerate()}
 
     def rank(ident: int) -> tuple[bool, bool, int]:
-        return ident == here, ident != main, ident
+        return ident != main, ident == here, ident
 
     parts = []
     for ident in sorted(frames, key=rank):
