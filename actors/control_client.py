@@ -55,13 +55,13 @@ class NotUnderstood(CannotAsk):
     """Something answers, but not as this version does."""
 
 
-def ask(
-    path: Path, command: str, arguments: msgspec.Struct, answer: type[A], *, silence: float = protocol.SILENCE
-) -> A:
+def ask(path: Path, command: str, arguments: msgspec.Struct, answer: type[A], *, silence: float | None = None) -> A:
     """Has the system with that run directory carry out a command, and waits for the answer.
 
+    `silence`: so many seconds without a sign of life mean that nobody is listening; `SILENCE` if not given.
     Raises Refused when the system says no, CannotAsk when it says nothing, NotYours when it is another user's.
     """
+    silence = protocol.SILENCE if silence is None else silence
     with RunDirectory.open(path, create=False) as directory, _connect(directory, silence) as connection:
         connection.settimeout(silence)
         try:
