@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from actors.control_cli import register
 from actors.journal_cli import journal
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ HomeOption = Annotated[
     typer.Option("--home", metavar="DIR", help="Where run directories are (else RINGLEADER_HOME, or the user's own)."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs: stable keys with their units.")]
+register(app)
 
 
 def main() -> None:
@@ -174,8 +176,9 @@ def stop(
 ) -> None:
     """End a running system, and wait for that: it handles what is under way, then stops.
 
-    Sends SIGTERM to the supervisor; with --now a second one, which stops at once and leaves what is pending in the
-    journals. A program that has started the system by itself may end as a whole.
+    With --now it stops at once and leaves what is pending in the journals. Workers that are paused are resumed first.
+    Where the supervisor does not answer at its control socket, it gets SIGTERM, and with --now a second one; a program
+    that has started the system by itself may end as a whole then.
 
     \b
     Exit status:

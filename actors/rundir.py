@@ -4,6 +4,7 @@
     HOME/NAME/identity.json  who runs it, written once at start; stays after a crash, for the next start to clean up by
     HOME/NAME/exit.json      how the run that identity.json tells of has ended; missing while it runs and after a crash
     HOME/NAME/journals/W/    the journal of worker W
+    HOME/NAME/control.sock   where a running system takes commands
 
 The boundary of trust is the user id. Everything is made and opened relative to a directory that was checked to belong
 to this user and to be writable by nobody else; links are never followed; directories are 0700, files 0600.
@@ -157,6 +158,11 @@ class RunDirectory:
         if create and stat.S_IMODE(os.fstat(fd).st_mode) != 0o700:
             os.fchmod(fd, 0o700)  # made by hand, with other people allowed to look
         return cls(path, fd)
+
+    @property
+    def fd(self) -> int:
+        """The open directory, for what is made and opened relative to it."""
+        return self._fd
 
     def lock(self) -> None:
         """Take the directory until `close`. Raises AlreadyRunning with the holder's pid."""

@@ -114,6 +114,10 @@ class Supervisor(Requests):
         self._settled.wait(timeout)
         return self._up
 
+    def process(self, worker: str) -> Process | None:
+        """The process that a worker has just now; it may end at any moment."""
+        return self._children[worker].process
+
     # ------------------------------------------------------------------------------------------------ the loop
     def run(self) -> ExitStatus:
         """Supervise until the system has ended. To be called once."""

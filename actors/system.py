@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 import cloudpickle
 import msgspec
 
+from actors.control_commands import SystemCommands, registry_of
+from actors.control_protocol import FAILED, Refused
+from actors.control_socket import ControlServer
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
@@ -32,6 +35,7 @@ from actors.replies import type_key
 from actors.restart import Policy
 from actors.resume import Names
 from actors.rundir import RunDirectory
+from actors.stacks import stacks
 from actors.supervisor import FIRST_LOOK, LONGEST_LOOK, Supervisor
 from actors.system_errors import BadReply, StartFailed, SystemClosed
 from actors.takeover import Move, carry, moves
@@ -51,7 +55,13 @@ R = TypeVar("R", bound=Message)
 class System:
     """A handle on a running system, for the program that started it. Any thread may use it; also a context manager."""
 
-    def __init__(self, plan: Plan, directory: Path, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        directory: Path,
+        observer: Observer | None = None,
+        beat: Callable[[], None] | None = None,
+    ) -> None:
         self.plan = plan
         self._ended = threading.Event()
         self._status = ExitStatus.FAILED
@@ -69,7 +79,8 @@ class System:
             self._blocks = [self._board.block(worker.name) for worker in plan.workers]
             self._views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
             self._gateway = self._open_gateway()
-            self._supervisor = self._make_supervisor(observer)
+            self._supervisor = self._make_supervisor(observer, beat)
+            self._control = self._make_control()
         except BaseException:
             self._give_back()
             raise
@@ -211,6 +222,7 @@ class System:
         """Starts everything and returns when every worker is up. Raises StartFailed, and nothing runs then."""
         self._thread.start()
         self._gateway.start()
+        self._control.start()
         if not self._supervisor.wait_ready(timeout):
             if not self._ended.is_set():
                 self._supervisor.request_stop_now()
@@ -278,7 +290,7 @@ class System:
         endpoint.resume(journal, recovered)
         return Gateway(plan, endpoint, house, self._resolve)
 
-    def _make_supervisor(self, observer: Observer | None) -> Supervisor:
+    def _make_supervisor(self, observer: Observer | None, beat: Callable[[], None] | None) -> Supervisor:
         limits = self.plan.limits
         return Supervisor(
             self.plan.name,
@@ -297,11 +309,25 @@ class System:
             memory_bytes={worker.name: worker.process.memory_bytes for worker in self.plan.workers},
             drain_timeout=limits.drain_timeout,
             observer=observer,
+            beat=beat,
         )
 
     def _hang_limits(self, worker: WorkerPlan) -> Limits:
         handlers = [(one.name, one.policy.busy_limit) for one in worker.handlers]
         return Limits(worker.child.hung_after, handlers, self.plan.peers)
+
+    def _make_control(self) -> ControlServer:
+        workers = [worker.name for worker in self.plan.workers]
+        commands = SystemCommands(
+            self.name, self._identity.run_id, workers, self._board, self._supervisor, self._stacks_of
+        )
+        return ControlServer(self._directory, registry_of(commands))
+
+    def _stacks_of(self, worker: str) -> str:
+        process = self._supervisor.process(worker)
+        if not isinstance(process, WorkerProcess):
+            raise Refused(FAILED, f"{worker}: has no process now")
+        return stacks(process)
 
     def _launch(self, name: str, epoch_floor: int, suspect: tuple[int, int] | None) -> WorkerProcess:
         attempts: dict[tuple[int, int], int] = {}
@@ -366,7 +392,8 @@ class System:
 
     def _end(self) -> None:
         """Each step whatever became of the one before: nothing may stay, and nobody may wait for ever."""
-        for step in (self._gateway.close, self._record_end, self._give_back):
+        # The end is on record before the socket goes: whoever finds nobody there knows why.
+        for step in (self._gateway.close, self._record_end, self._control.close, self._give_back):
             try:
                 step()
             except Exception as failure:
