@@ -23,6 +23,9 @@ from actors.exits import ExitStatus
 from actors.gateway import Gateway
 from actors.housekeeping import Housekeeping
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, stale_prefix
+from actors.log_collect import Collector
+from actors.log_file import LogFile
+from actors.log_worker import Levels
 from actors.message import Message
 from actors.plan import GATEWAY, Plan
 from actors.process import WorkerProcess
@@ -67,7 +70,9 @@ class System:
             self._blocks = [self._board.block(worker.name) for worker in plan.workers]
             self._views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
             self._gateway = self._open_gateway()
-            self._supervisor = self._make_supervisor(observer)
+            self._logs = Collector(plan.name, LogFile(self._directory.duplicate(), plan.limits.log_bytes))
+            self._wires.undo.append(self._logs.close)
+            self._supervisor = self._make_supervisor(self._logs.observer(observer))
         except BaseException:
             self._give_back()
             raise
@@ -163,6 +168,7 @@ class System:
     # ------------------------------------------------------------------------------------------------ starting
     def start(self, timeout: float = READY_TIMEOUT) -> Self:
         """Starts everything and returns when every worker is up. Raises StartFailed, and nothing runs then."""
+        self._logs.start()
         self._thread.start()
         self._gateway.start()
         if not self._supervisor.wait_ready(timeout):
@@ -266,7 +272,9 @@ class System:
             suspect=suspect,
             attempts=attempts,
         )
-        return WorkerProcess.start(main, (cloudpickle.dumps(boot),), f"ringleader: {self.name}/{name}")
+        with self._logs.channel(name) as log:
+            args = (cloudpickle.dumps(boot), Levels.of_program())
+            return WorkerProcess.start(main, args, f"ringleader: {self.name}/{name}", pass_fds=[log])
 
     def _resolve(self, name: str) -> type[Message]:
         """The class of a reply. Only what this process has defined or imported: nothing is imported for a reply."""
@@ -307,7 +315,7 @@ class System:
 
     def _end(self) -> None:
         """Each step whatever became of the one before: nothing may stay, and nobody may wait for ever."""
-        for step in (self._gateway.close, self._record_end, self._give_back):
+        for step in (self._gateway.close, self._record_end, self._logs.close, self._give_back):
             try:
                 step()
             except Exception as failure:
