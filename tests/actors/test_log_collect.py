@@ -171,11 +171,17 @@ def test_a_program_without_logging_gets_warnings_on_stderr_with_the_worker_in_fr
 
 
 def test_what_is_left_of_an_incarnation_is_read_though_somebody_keeps_its_channel(collected: Collected) -> None:
+    held = threading.Event()
+    collected.kept.addFilter(lambda record: held.wait(10))
+    collected.worker("ingest").send(packet("holds up the collector"))
     first = collected.worker("stats")
+    for n in range(100):
+        first.send(packet(f"first {n}"))
     second = collected.worker("stats")
-    assert first.fileno() >= 0
     second.send(packet("second"))
+    held.set()
     until(lambda: "second" in collected.kept.messages, "the second")
+    assert [text for text in collected.kept.messages if "first" in text] == [f"first {n}" for n in range(100)]
     until(lambda: _refused(first), "the end of the first")
 
 
@@ -206,7 +212,12 @@ def test_a_handler_that_never_returns_does_not_hold_up_the_end(
 ) -> None:
     monkeypatch.setattr(log_collect, "CLOSING", 0.05)
     held, inside = threading.Event(), threading.Event()
-    collected.kept.addFilter(lambda record: inside.set() or held.wait(60))
+
+    def hold(record: logging.LogRecord) -> bool:
+        inside.set()
+        return held.wait(60)
+
+    collected.kept.addFilter(hold)
     collected.worker("stats").send(packet("x"))
     assert inside.wait(10)
     closing = threading.Thread(target=collected.collector.close)

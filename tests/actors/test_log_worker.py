@@ -188,10 +188,12 @@ def test_records_of_many_threads_are_whole(line: Line) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    writers = [
-        threading.Thread(target=lambda n=n: [line.log.warning("%d %d %s", n, i, "x" * 500) for i in range(200)])
-        for n in range(4)
-    ]
+
+    def write(n: int) -> None:
+        for i in range(200):
+            line.log.warning("%d %d %s", n, i, "x" * 500)
+
+    writers = [threading.Thread(target=write, args=(n,)) for n in range(4)]
     for one in writers:
         one.start()
     for one in writers:

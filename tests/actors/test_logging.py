@@ -13,6 +13,7 @@ import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 
 from actors import Handler, Message, System, Topology, handle
 from actors.log_record import Line, decode_line
-from bus import Field
+from bus import Block, Field
 from tests.actors.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -182,45 +183,53 @@ def test_workers_send_only_what_the_program_wants(directory: Path, kept: Kept, m
     assert not [line for line in lines(directory) if line.message == "not wanted"]
 
 
+def kill(system: System, worker: str, first: Callable[[int], object]) -> int:
+    """Once `first` holds of its pid; waits for the next incarnation."""
+    block = system.block(worker)
+    pid, epoch = block.get(Field.PID), block.get(Field.EPOCH)
+    until(lambda: first(pid), "what comes before its death")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: block.get(Field.EPOCH) > epoch and block.get(Field.PID), "its next incarnation")
+    return pid
+
+
+def changed(block: Block, epoch: int) -> bool:
+    return block.get(Field.EPOCH) > epoch
+
+
 def test_a_record_survives_the_sigkill_of_the_worker_that_wrote_it(directory: Path, kept: Kept) -> None:
     with talking(directory, max_attempts=1).start() as system:
-        for n in range(1, 6):
-            pid = system.block("booth").get(Field.PID)
-            epoch = system.block("booth").get(Field.EPOCH)
+        block = system.block("booth")
+        for n in range(1, 4):
+            pid, epoch = block.get(Field.PID), block.get(Field.EPOCH)
             system.send("talker", Do("die", n))
-            until(lambda pid=pid: kept.named(f"last words of {pid}"), "its last words")
-            until(lambda epoch=epoch: system.block("booth").get(Field.EPOCH) > epoch, "its next incarnation")
-    assert len([line for line in lines(directory) if line.message.startswith("last words")]) == 5
+            until(partial(kept.named, f"last words of {pid}"), "its last words")
+            until(partial(changed, block, epoch), "its next incarnation")
+    assert len([line for line in lines(directory) if line.message.startswith("last words")]) == 3
 
 
 def test_kills_of_a_worker_that_logs_tear_nothing_and_stop_nobody(directory: Path, kept: Kept) -> None:
     app = talking(directory, max_restarts=1000, backoff_first=0.0, backoff_max=0.01, log_bytes=256 << 20)
     app.worker("hall", chatter=Chatter.spec(size=2000))
     descriptors = len(os.listdir("/proc/self/fd"))
+    pids = []
     with app.start() as system:
-        block = system.block("hall")
-        pids = []
-        for _ in range(20):
-            pid = block.get(Field.PID)
-            until(lambda pid=pid: any(one.process == pid for one in kept.records[-200:]), "its records")
-            pids.append(pid)
-            epoch = block.get(Field.EPOCH)
-            os.kill(pid, signal.SIGKILL)
-            until(lambda epoch=epoch: block.get(Field.EPOCH) > epoch and block.get(Field.PID), "the next one")
+        for _ in range(12):
+            pids.append(kill(system, "hall", lambda pid: any(one.process == pid for one in kept.records[-200:])))
             assert do(system, "say", 1) == 1
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     talk = [line for line in lines(directory) if line.worker == "hall" and line.logger == log.name]
-    texts = [re.fullmatch(r"(\d+) (\d+) (x*)", line.message) for line in talk]
     numbers: dict[int, list[int]] = {}
-    for match in texts:
-        assert match is not None
+    for line in talk:
+        match = re.fullmatch(r"(\d+) (\d+) (x*)", line.message)
+        assert match is not None, line.message
         pid, n = int(match[1]), int(match[2])
         assert len(match[3]) == 2000 * (n % 3)
         numbers.setdefault(pid, []).append(n)
     assert numbers.keys() >= set(pids)
     for sequence in numbers.values():
         assert sequence == sorted(set(sequence)), "in order, none twice"
-    assert Counter(one.getMessage() for one in kept.records)["said 0"] == 20
+    assert Counter(one.getMessage() for one in kept.records)["said 0"] == 12
 
 
 def test_a_flood_is_bounded_in_memory_and_every_record_arrives_or_is_counted(directory: Path, kept: Kept) -> None:
