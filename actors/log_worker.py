@@ -28,6 +28,7 @@ from actors.log_record import Packet, Sent, encode, plain
 
 PATIENCE = 0.05  # seconds of waiting for room within each period of one second
 PERIOD = 1.0
+LAST_PATIENCE = 0.5  # seconds at the end of a worker, once, to tell what was dropped
 _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 _BARE = frozenset(vars(logging.makeLogRecord({})))  # what every record has
 STANDARD = _BARE | {"message", "asctime", "taskName"}  # and what formatters add
@@ -96,10 +97,12 @@ class SupervisorHandler(logging.Handler):
         except Exception:  # RecursionError too: nothing of the user's may fail because it was logged
             self.handleError(record)
 
-    def tell(self) -> None:
-        """Say how many records were dropped, if any were and there is room."""
+    def tell(self, wait: float = 0.0) -> None:
+        """Say how many records were dropped, if there is room, or will be within so many seconds."""
         self.acquire()
         try:
+            if wait:
+                self._room(wait)
             self._send(None, logging.DEBUG)
         finally:
             self.release()
@@ -154,12 +157,15 @@ class SupervisorHandler(logging.Handler):
         left = self._patience.left(level)
         if left <= 0:
             return False
+        begun = time.monotonic()
+        found = self._room(left)
+        self._patience.use(time.monotonic() - begun + 1e-4)
+        return found
+
+    def _room(self, seconds: float) -> bool:
         room = select.poll()
         room.register(self._channel.fileno(), select.POLLOUT)
-        begun = time.monotonic()
-        found = room.poll(left * 1000)
-        self._patience.use(time.monotonic() - begun + 1e-4)
-        return bool(found)
+        return bool(room.poll(seconds * 1000))
 
     def forked(self) -> None:
         """A process forked by user code goes on with the socket, and tells of its own drops only."""
@@ -186,10 +192,10 @@ def handlers_run_here(at_work: AtWork) -> None:
         _installed.at_work = at_work
 
 
-def tell_dropped() -> None:
-    """When there is nothing else to do, and at the end."""
+def tell_dropped(wait: float = 0.0) -> None:
+    """When there is nothing else to do, and at the end, when it is worth some waiting."""
     if _installed is not None and _installed.dropped:
-        _installed.tell()
+        _installed.tell(wait)
 
 
 def _after_fork_in_child() -> None:

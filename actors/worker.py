@@ -76,7 +76,7 @@ def main(boot_bytes: bytes, levels: Levels | None = None) -> None:
         ours = code in (WorkerExit.JOURNAL_REFUSED, WorkerExit.JOURNAL_POISONED)
         words = f"{type(error).__name__}: {error}" if ours else "".join(traceback.format_exception(error))
         block.set_text(Text.LAST_WORDS, words)
-    log_worker.tell_dropped()
+    log_worker.tell_dropped(log_worker.LAST_PATIENCE)
     sys.stdout.flush()
     sys.stderr.flush()
     # Nothing is torn down: the segments belong to the supervisor, and the journal is whole after every append.

@@ -23,9 +23,9 @@ PURE = {
     "persist": {"errors", "format", "history_errors", "link", "names", "recovery", "retention"},
     "persist.ilm": {"backend", "errors", "flight", "identity", "message", "options", "session", "transport", "wire"},
     "actors": {
-        "annotations", "codec", "components", "errors", "exits", "fingerprint", "handler", "handler_policy", "message",
-        "outgoing", "plan", "process_options", "replies", "restart", "resume", "sends", "shipping",
-        "system_errors", "table", "validate",
+        "annotations", "codec", "components", "errors", "exits", "fingerprint", "handler", "handler_policy",
+        "log_record", "message", "outgoing", "plan", "process_options", "replies", "restart", "resume", "sends",
+        "shipping", "system_errors", "table", "validate",
     },
 }  # fmt: skip
 ACTING = {

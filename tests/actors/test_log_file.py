@@ -130,6 +130,24 @@ def test_a_follower_sees_every_line_once_across_rotations(tmp_path: Path, opened
     assert found == [numbered(n).rstrip(b"\n") for n in range(2000)]
 
 
+def test_a_follower_misses_nothing_of_a_file_that_is_rotated_while_it_reads(
+    tmp_path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = writer(tmp_path, opened, limit=4000)
+    file.write(numbered(0))
+    reading = follower(tmp_path, opened)
+    look, more = reading._next, iter(range(1, 100))
+
+    def meanwhile() -> int:
+        for n in more:
+            file.write(numbered(n))
+        return look()
+
+    monkeypatch.setattr(reading, "_next", meanwhile)
+    assert list(reading.lines()) == [numbered(n).rstrip(b"\n") for n in range(100)]
+    assert (tmp_path / BEFORE).exists()
+
+
 def test_a_follower_that_slept_through_rotations_goes_on_with_the_oldest_there_is(
     tmp_path: Path, opened: Opened
 ) -> None:

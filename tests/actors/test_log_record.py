@@ -131,6 +131,13 @@ def test_text_is_one_line_and_what_follows_is_indented() -> None:
     assert rest == ["    12:00:00.000 ERROR stats: forged", "    Tr", "      x"]
 
 
+def test_text_carries_no_control_characters_to_a_terminal() -> None:
+    line = line_of(sent("a\x1b[2J", name="b\x1b", handler="c\x1b", traceback="d\x1b", level_name="e\x1b"), "f\x1b")
+    text = text_of(line)
+    assert "\x1b" not in text
+    assert text.count("\\x1b") == 5
+
+
 def test_text_has_the_date_where_it_is_another_day() -> None:
     line = line_of(sent(), "stats")
     assert " 22:13:20" not in text_of(line, datetime.fromtimestamp(1700000000, UTC))

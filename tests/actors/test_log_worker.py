@@ -117,19 +117,20 @@ def test_nobody_waits_longer_than_the_patience_for_room(line: Line) -> None:
     taken = time.monotonic() - begun
     assert line.handler.dropped == 200
     periods = 1 + int(taken)
-    assert PATIENCE * 0.9 <= taken < PATIENCE * periods + 0.5
+    assert PATIENCE * 0.9 <= taken < PATIENCE * periods + 3.0  # 200 of them, each waiting, would take 10 s
 
 
 def test_a_warning_waits_for_room_that_comes_soon(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     line.fill()
     monkeypatch.setattr(log_worker, "PATIENCE", 20.0)
     line.handler._patience = Patience()
-    reader = threading.Timer(0.05, line.packets)
+    found: list[Sent] = []
+    reader = threading.Timer(0.05, lambda: found.extend(line.records()))
     reader.start()
     line.log.warning("important")
     reader.join()
     assert line.handler.dropped == 0
-    assert [record.message for record in line.records()] == ["important"]
+    assert [*found, *line.records()][-1].message == "important"
 
 
 def test_patience_is_so_much_per_period_and_half_for_minor_records() -> None:

@@ -39,6 +39,9 @@ class Done(Message):
 
 
 class Talker(Handler):
+    def __init__(self) -> None:
+        self.at_end = 0
+
     def on_start(self) -> None:
         log.warning("start")
 
@@ -72,6 +75,8 @@ class Talker(Handler):
                     log.warning("from a child")
                     os._exit(0)
                 os.waitpid(pid, 0)
+            case "flood at the end":
+                self.at_end = do.n
             case "flood":
                 for n in range(do.n):
                     log.info("flood %d", n)
@@ -79,6 +84,8 @@ class Talker(Handler):
 
     def on_stop(self) -> None:
         log.warning("stop")
+        for n in range(self.at_end):
+            log.info("flood %d", n)
 
 
 class Chatter(Handler):
@@ -249,11 +256,12 @@ def test_a_flood_is_bounded_in_memory_and_every_record_arrives_or_is_counted(dir
     assert sum(sizes) <= 512 << 10
 
 
-def test_drops_and_arrivals_add_up(directory: Path, kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("what", ["flood", "flood at the end"])
+def test_drops_and_arrivals_add_up(directory: Path, kept: Kept, what: str) -> None:
     log.setLevel(logging.INFO)
     try:
         with talking(directory, log_bytes=64 << 20).start() as system:
-            do(system, "flood", 20_000)
+            do(system, what, 20_000)
     finally:
         log.setLevel(logging.NOTSET)
     written = lines(directory)
