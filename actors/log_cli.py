@@ -30,7 +30,12 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on with what is logged, over restarts too, until Ctrl-C.")
     ] = False,
     worker: Annotated[str | None, typer.Option("--worker", metavar="WORKER", help="Of this worker only.")] = None,
-    level: Annotated[str, typer.Option("--level", metavar="LEVEL", help="From this level on: info, warning.")] = "0",
+    level: Annotated[
+        str | None,
+        typer.Option(
+            "--level", metavar="LEVEL", help="From this level on: info, warning, error, or a number; else all."
+        ),
+    ] = None,
     lines: Annotated[
         int | None,
         typer.Option("--lines", "-n", min=0, metavar="N", help="The last N only; else all, with --follow the last 10."),
@@ -59,7 +64,7 @@ def logs(
     from actors.log_record import level_number, text_of
 
     try:
-        least = level_number(level)
+        least = 0 if level is None else level_number(level)
     except ValueError as error:
         _fail(f"--level: {error}", USAGE)
 
