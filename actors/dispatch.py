@@ -101,6 +101,7 @@ class Dispatcher:
         self.blocked: set[Link] = set()  # links whose next message sends, while the disk is full
         self.blocked_until = 0.0  # when they are tried again, monotonic
         self._crowded = False  # the disk was full at the last try
+        self.leaving = False  # a handler has asked for the end of this worker, and that is committed
         context.reply = self._reply
 
     # ------------------------------------------------------------------------------------------------ lifecycle
@@ -142,7 +143,7 @@ class Dispatcher:
         """What `on_start` sent and changed took effect before, so not again."""
         for hosted in again:
             hosted.reset_state()
-        self._context.stop = False
+        self._context.stop = self._context.end = False
         self._clear()
 
     def _bind(self) -> None:
@@ -279,7 +280,9 @@ class Dispatcher:
             # comes too early only drains a little sooner.
             self._cells[Field.STOP_REQUESTED] = 1
             self._context.stop = False
+        leaving, self._context.end = self._context.end, False
         self._endpoint.commit(prepared.runs, prepared.states, prepared.keys, dead)
+        self.leaving |= leaving
         self._cells[Field.HANDLED] += self._handled
         for hosted in self._touched:
             hosted.committed()
@@ -296,7 +299,7 @@ class Dispatcher:
         self._cells[Field.ROLLBACKS] += 1
         self._endpoint.rollback()
         touched = list(self._touched)
-        self._context.stop = False
+        self._context.stop = self._context.end = False
         self._clear()
         for hosted in touched:
             hosted.make()

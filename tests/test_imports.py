@@ -25,7 +25,8 @@ PURE = {
     "actors": {
         "annotations", "codec", "components", "errors", "exits", "fingerprint", "handler", "handler_policy",
         "log_record", "message", "outgoing", "plan", "process_options", "replies", "restart", "resume", "sends",
-        "shipping", "system_errors", "table", "validate",
+        "shipping", "supervision", "system_errors", "table", "validate", "validate_supervision", "naming",
+        "declaration",
     },
 }  # fmt: skip
 ACTING = {
