@@ -101,6 +101,7 @@ class Dispatcher:
         self.blocked: set[Link] = set()  # links whose next message sends, while the disk is full
         self.blocked_until = 0.0  # when they are tried again, monotonic
         self._crowded = False  # the disk was full at the last try
+        self.leaving = False  # a handler has asked for the end of this worker, and that is committed
         context.reply = self._reply
 
     # ------------------------------------------------------------------------------------------------ lifecycle
@@ -145,7 +146,7 @@ class Dispatcher:
         """What `on_start` sent and changed took effect before, so not again."""
         for hosted in again:
             hosted.reset_state()
-        self._context.stop = False
+        self._context.stop = self._context.end = False
         self._clear()
 
     def _bind(self) -> None:
@@ -153,8 +154,11 @@ class Dispatcher:
             inlet.bind()
 
     def _enter(self, hosted: Hosted) -> None:
+        """Its code runs from now on; until `_prepare` or `_clear`, when it has returned to the loop."""
         self._touched.add(hosted)
         self._context.handler = hosted.name
+        if hosted.timed:  # has a busy_limit; the time first, so that it is never another one's
+            self._cells[Field.BUSY_SINCE_NS] = time.monotonic_ns()
         self._cells[Field.BUSY_HANDLER] = hosted.index + 1
 
     # ------------------------------------------------------------------------------------------------ messages
@@ -230,6 +234,8 @@ class Dispatcher:
             # failpoint: handler-after
             if local:
                 self._drain_local()
+                if alone:
+                    self._enter(inlet.calls[0][0])
             seq += 1
         self._handled += seq - first
         arrival.link.inbound.stage(seq - 1)
@@ -280,8 +286,10 @@ class Dispatcher:
             if state is not None:
                 states.append((hosted.index, state))
             keys.extend((hosted.index, key, value) for key, value in changed)
+        runs = self._outgoing.encode(self._endpoint.me.index) if self._outgoing else []
+        self._cells[Field.BUSY_HANDLER] = 0
         # failpoint: state-encoded
-        return Prepared(self._outgoing.encode(self._endpoint.me.index) if self._outgoing else [], states, keys)
+        return Prepared(runs, states, keys)
 
     def _commit(self, prepared: Prepared, dead: Sequence[DeadLetter] = ()) -> None:
         if self._context.stop:
@@ -289,15 +297,18 @@ class Dispatcher:
             # comes too early only drains a little sooner.
             self._cells[Field.STOP_REQUESTED] = 1
             self._context.stop = False
+        leaving, self._context.end = self._context.end, False
         # failpoint: transaction-prepared
         self._endpoint.commit(prepared.runs, prepared.states, prepared.keys, dead)
         # failpoint: transaction-committed
+        self.leaving |= leaving
         self._cells[Field.HANDLED] += self._handled
         for hosted in self._touched:
             hosted.committed()
         self._clear()
 
     def _clear(self) -> None:
+        self._cells[Field.BUSY_HANDLER] = 0
         self._touched.clear()
         self._outgoing.clear()
         self._handled = 0
@@ -309,9 +320,10 @@ class Dispatcher:
         # failpoint: rollback-begun
         self._endpoint.rollback()
         touched = list(self._touched)
-        self._context.stop = False
+        self._context.stop = self._context.end = False
         self._clear()
         for hosted in touched:
+            self._enter(hosted)
             hosted.make()
         self._bind()
         # failpoint: rollback-made-anew
@@ -426,7 +438,9 @@ class Dispatcher:
                 pause: float | None = hosted.instance.on_loop()
                 # failpoint: source-called
                 silent = outgoing.sent == before
-                self._drain_local()
+                if outgoing.local:
+                    self._drain_local()
+                    self._enter(hosted)
                 if pause is None and silent:
                     pause = LOOP_PAUSE
                 calls -= 1

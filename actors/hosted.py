@@ -20,7 +20,7 @@ from actors.table import Table
 class Context:
     """What the handler at work may ask about: the message in progress. One per worker."""
 
-    __slots__ = ("flags", "handler", "peer", "replied", "reply", "seq", "stop")
+    __slots__ = ("end", "flags", "handler", "peer", "replied", "reply", "seq", "stop")
 
     def __init__(self) -> None:
         self.peer = ""
@@ -29,6 +29,7 @@ class Context:
         self.handler = ""
         self.replied = False
         self.stop = False
+        self.end = False
         self.reply: Callable[[Message], None] = lambda message: None
 
     def message_id(self) -> str:
@@ -36,6 +37,9 @@ class Context:
 
     def request_stop(self) -> None:
         self.stop = True
+
+    def request_end(self) -> None:
+        self.end = True
 
 
 class Hosted:
@@ -47,6 +51,7 @@ class Hosted:
         self.plan = plan
         self.due = 0.0  # when on_loop is called next, monotonic seconds
         self.failures = 0  # of on_loop, in a row
+        self.timed = plan.policy.busy_limit is not None  # how long it has been at work has to be known exactly
         self._send = send
         self._context = context
         description = plan.description
@@ -77,11 +82,13 @@ class Hosted:
             send=self._send,
             reply=self._context.reply,
             stop_system=self._context.request_stop,
+            stop_worker=self._context.request_end,
             _message_id=self._context.message_id,
         )
         state = self._make_state()
         if state is not None:
             vars(instance)["state"] = state
+        self._context.handler = self.name
         instance.__init__(*self.plan.spec.args, **self.plan.spec.kwargs)  # type: ignore[misc]
         self.instance = instance
         return instance

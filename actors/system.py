@@ -11,6 +11,7 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -18,20 +19,28 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 import cloudpickle
 import msgspec
 
+from actors.control_commands import SystemCommands, registry_of
+from actors.control_protocol import FAILED, Refused
+from actors.control_socket import ControlServer
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
+from actors.hang import Limits
 from actors.housekeeping import Housekeeping
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, stale_prefix
+from actors.log_collect import Collector
+from actors.log_file import LogFile
+from actors.log_worker import Levels
 from actors.message import Message
-from actors.plan import GATEWAY, Plan
+from actors.plan import GATEWAY, Plan, WorkerPlan
 from actors.process import WorkerProcess
 from actors.replies import type_key
 from actors.restart import Policy
 from actors.resume import Names
 from actors.rundir import RunDirectory
-from actors.supervisor import Supervisor
-from actors.system_errors import BadReply, StartFailed
+from actors.stacks import stacks
+from actors.supervisor import FIRST_LOOK, LONGEST_LOOK, Supervisor
+from actors.system_errors import BadReply, StartFailed, SystemClosed
 from actors.takeover import Move, carry, moves
 from actors.wiring import Wires, attach_board, attach_ring, board_name, connect, create_segments, ring_name
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
@@ -49,7 +58,13 @@ R = TypeVar("R", bound=Message)
 class System:
     """A handle on a running system, for the program that started it. Any thread may use it; also a context manager."""
 
-    def __init__(self, plan: Plan, directory: Path, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        directory: Path,
+        observer: Observer | None = None,
+        beat: Callable[[], None] | None = None,
+    ) -> None:
         self.plan = plan
         self._ended = threading.Event()
         self._status = ExitStatus.FAILED
@@ -70,7 +85,10 @@ class System:
             self._views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
             self._gateway = self._open_gateway()
             # failpoint: gateway-opened
-            self._supervisor = self._make_supervisor(observer)
+            self._logs = Collector(plan.name, LogFile(self._directory.duplicate(), plan.limits.log_bytes))
+            self._wires.undo.append(self._logs.close)
+            self._supervisor = self._make_supervisor(self._logs.observer(observer), beat)
+            self._control = self._make_control()
         except BaseException:
             self._give_back()
             raise
@@ -143,6 +161,50 @@ class System:
             raise self._failure
         return self._status
 
+    def restart(self, worker: str, timeout: float = 60.0) -> None:
+        """Ends this worker between two transactions, starts it anew, and returns when the new incarnation is up.
+
+        Also for one that had ended or was given up. It takes nothing from anybody and counts against no limit; at level
+        `memory` the state of its handlers is lost. Raises UnknownWorker, SystemClosed, and TimeoutError.
+        """
+        restarts = self._board.block(worker).get(Field.RESTARTS) if worker in self._board.names else 0
+        self._supervisor.request_restart(worker)
+        block = self._board.block(worker)
+
+        def is_back() -> bool:
+            return block.get(Field.RESTARTS) > restarts and block.get(Field.SUPERVISED_STATE) == WorkerState.RUNNING
+
+        self._await(is_back, f"worker {worker!r} has not come up again", timeout)
+
+    def pause(self, worker: str, timeout: float = 60.0) -> None:
+        """Returns when this worker handles nothing any more; messages to it wait, for `resume`. Raises as `restart`."""
+        self._supervisor.request_pause(worker)
+        self._await(lambda: self._is_paused(worker), f"worker {worker!r} has not paused", timeout)
+
+    def drain(self, worker: str, timeout: float = 60.0) -> None:
+        """The same, once it has handled what was sent to it until now; its sources are not called any more."""
+        self._supervisor.request_drain_worker(worker)
+        self._await(lambda: self._is_paused(worker), f"worker {worker!r} has not drained", timeout)
+
+    def resume(self, worker: str, timeout: float = 60.0) -> None:
+        """Returns when this worker handles messages again."""
+        self._supervisor.request_resume(worker)
+        self._await(lambda: not self._is_paused(worker), f"worker {worker!r} has not resumed", timeout)
+
+    def _is_paused(self, worker: str) -> bool:
+        return bool(self._board.block(worker).get(Field.PAUSED))
+
+    def _await(self, state: Callable[[], bool], what: str, timeout: float) -> None:
+        deadline, pause = time.monotonic() + timeout, FIRST_LOOK
+        while True:
+            if self._ended.wait(pause) or self._supervisor.state >= WorkerState.DRAINING:
+                raise SystemClosed(self.name)
+            if self._supervisor.idle and state():
+                return
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"{what} within {timeout:g} s")
+            pause = min(pause * 1.5, LONGEST_LOOK)
+
     def block(self, worker: str) -> Block:
         """The status block of a worker (or of the gateway), as it changes. Read only."""
         return self._board.block(worker)
@@ -166,8 +228,10 @@ class System:
     # ------------------------------------------------------------------------------------------------ starting
     def start(self, timeout: float = READY_TIMEOUT) -> Self:
         """Starts everything and returns when every worker is up. Raises StartFailed, and nothing runs then."""
+        self._logs.start()
         self._thread.start()
         self._gateway.start()
+        self._control.start()
         if not self._supervisor.wait_ready(timeout):
             if not self._ended.is_set():
                 self._supervisor.request_stop_now()
@@ -196,6 +260,7 @@ class System:
             board=board_name(identity.run_id),
             workers=tuple(worker.name for worker in plan.workers),
             handlers={worker.name: tuple(one.name for one in worker.handlers) for worker in plan.workers},
+            groups=plan.paths,
             peers=plan.peers,
             edges=tuple(EdgeIdentity(e.source, e.target, ring_name(identity.run_id, e)) for e in plan.edges),
         )
@@ -236,7 +301,7 @@ class System:
         endpoint.resume(journal, recovered)
         return Gateway(plan, endpoint, house, self._resolve)
 
-    def _make_supervisor(self, observer: Observer | None) -> Supervisor:
+    def _make_supervisor(self, observer: Observer | None, beat: Callable[[], None] | None) -> Supervisor:
         limits = self.plan.limits
         return Supervisor(
             self.plan.name,
@@ -250,9 +315,30 @@ class System:
             self._board,
             self._launch,
             quiet=self._quiet,
+            groups=self.plan.groups,
+            limits={worker.name: self._hang_limits(worker) for worker in self.plan.workers},
+            memory_bytes={worker.name: worker.process.memory_bytes for worker in self.plan.workers},
             drain_timeout=limits.drain_timeout,
             observer=observer,
+            beat=beat,
         )
+
+    def _hang_limits(self, worker: WorkerPlan) -> Limits:
+        handlers = [(one.name, one.policy.busy_limit) for one in worker.handlers]
+        return Limits(worker.child.hung_after, handlers, self.plan.peers)
+
+    def _make_control(self) -> ControlServer:
+        workers = [worker.name for worker in self.plan.workers]
+        commands = SystemCommands(
+            self.name, self._identity.run_id, workers, self._board, self._supervisor, self._stacks_of
+        )
+        return ControlServer(self._directory, registry_of(commands))
+
+    def _stacks_of(self, worker: str) -> str:
+        process = self._supervisor.process(worker)
+        if not isinstance(process, WorkerProcess):
+            raise Refused(FAILED, f"{worker}: has no process now")
+        return stacks(process)
 
     def _launch(self, name: str, epoch_floor: int, suspect: tuple[int, int] | None) -> WorkerProcess:
         attempts: dict[tuple[int, int], int] = {}
@@ -271,7 +357,14 @@ class System:
             suspect=suspect,
             attempts=attempts,
         )
-        return WorkerProcess.start(main, (cloudpickle.dumps(boot),), f"ringleader: {self.name}/{name}")
+        with self._logs.channel(name) as log:
+            return WorkerProcess.start(
+                main,
+                (cloudpickle.dumps(boot), Levels.of_program()),
+                f"ringleader: {self.name}/{name}",
+                pass_fds=[log],
+                options=self.plan.worker(name).process,
+            )
 
     def _resolve(self, name: str) -> type[Message]:
         """The class of a reply. Only what this process has defined or imported: nothing is imported for a reply."""
@@ -312,7 +405,8 @@ class System:
 
     def _end(self) -> None:
         """Each step whatever became of the one before: nothing may stay, and nobody may wait for ever."""
-        for step in (self._gateway.close, self._record_end, self._give_back):
+        # The end is on record before the socket goes: whoever finds nobody there knows why.
+        for step in (self._gateway.close, self._record_end, self._control.close, self._logs.close, self._give_back):
             try:
                 step()
             except Exception as failure:
@@ -327,11 +421,27 @@ class System:
                 reason=self._supervisor.reason,
                 ended_ns=time.time_ns(),
                 workers={
-                    worker.name: WorkerEnd(block.get(Field.RESTARTS), block.text(Text.LAST_DEATH))
+                    worker.name: WorkerEnd(
+                        block.get(Field.RESTARTS),
+                        block.text(Text.LAST_DEATH),
+                        block.get(Field.DEATHS),
+                        block.get(Field.SUPERVISED_STATE) == WorkerState.GAVE_UP,
+                    )
                     for worker, block in zip(self.plan.workers, self._blocks, strict=True)
                 },
+                pending=self._pending(),
             )
         )
+
+    def _pending(self) -> dict[str, int]:
+        """What was committed and not consumed, by edge; nothing of it is lost."""
+        counts = {
+            f"{edge.source} -> {edge.target}": ring.get(Cell.COMMITTED) - ring.get(Cell.ACK)
+            for edge, ring in zip(self.plan.edges, self._views, strict=True)
+        }
+        for worker, block in zip(self.plan.workers, self._blocks, strict=True):
+            counts[f"{worker.name} -> {worker.name}"] = block.get(Field.CARRIED) - block.get(Field.CARRIED_ACK)
+        return {edge: count for edge, count in counts.items() if count > 0}
 
     def _give_back(self) -> None:
         """Segments and lock; whatever happened before, none of them stays."""

@@ -10,22 +10,25 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cloudpickle
 
+from actors import log_worker
 from actors.codec import RUN, RunCodec
 from actors.dispatch import Dispatcher, Inlet
 from actors.endpoint import Endpoint
 from actors.exits import WorkerExit
 from actors.hosted import Context, Hosted
 from actors.housekeeping import Housekeeping
-from actors.links import Arrival
+from actors.links import Arrival, Link
+from actors.log_worker import Levels
 from actors.outgoing import Lane, Outgoing
+from actors.pausing import Pausing
 from actors.plan import Plan, WorkerPlan
-from actors.process import arm_parent_death
+from actors.process import arm_parent_death, inherited
 from actors.resume import RUNTIME, SESSION, Names
 from actors.sources import Sources
 from actors.system_errors import HandlerFailed, TopologyChanged
@@ -52,9 +55,14 @@ class Boot:
     attempts: dict[tuple[int, int], int]  # at level `memory`, where no journal remembers them
 
 
-def main(boot_bytes: bytes) -> None:
-    """Runs the worker and ends the process with one of `WorkerExit`."""
+def main(boot_bytes: bytes, levels: Levels | None = None) -> None:
+    """Runs the worker and ends the process with one of `WorkerExit`.
+
+    With `levels`, the first descriptor that it inherited is its channel for log records.
+    """
     arm_parent_death()
+    if levels is not None:
+        log_worker.install(inherited()[0], levels)
     boot: Boot = cloudpickle.loads(boot_bytes)
     wires = Wires()
     board = attach_board(boot.run_id, wires)
@@ -70,6 +78,7 @@ def main(boot_bytes: bytes) -> None:
         ours = code in (WorkerExit.JOURNAL_REFUSED, WorkerExit.JOURNAL_POISONED)
         words = f"{type(error).__name__}: {error}" if ours else "".join(traceback.format_exception(error))
         block.set_text(Text.LAST_WORDS, words)
+    log_worker.tell_dropped(log_worker.LAST_PATIENCE)
     sys.stdout.flush()
     sys.stderr.flush()
     # Nothing is torn down: the segments belong to the supervisor, and the journal is whole after every append.
@@ -108,6 +117,7 @@ class Worker:
         block.set(Field.STATE, WorkerState.RECOVERING)
         self._endpoint = make_endpoint(boot.plan, boot.worker, block)
         connect(self._endpoint, boot.plan, boot.worker, boot.run_id, board, wires)
+        self._everyone = frozenset(self._endpoint.links)
         self._dispatcher, self._house, self._again = self._recover()
 
     def _recover(self) -> tuple[Dispatcher, Housekeeping, bool]:
@@ -118,6 +128,10 @@ class Worker:
         journal, recovered = open_journal(plan, names, Path(boot.journal), boot.epoch, suspect, endpoint)
         # failpoint: journal-opened
         context = Context()
+        busy = self._cells
+        log_worker.handlers_run_here(
+            lambda: (context.handler, context.message_id() if busy[Field.BUSY_PEER] else ""),
+        )
         mine = plan.worker(boot.worker)
         outgoing, inlets, hosted = assemble(plan, mine, endpoint, context)
         attempts = dict(boot.attempts)
@@ -137,9 +151,11 @@ class Worker:
         return dispatcher, house, again
 
     def run(self) -> None:
-        """Until the control lane says stop."""
+        """Until the control lane, or a handler, says stop."""
         block, cells, endpoint, dispatcher = self._block, self._cells, self._endpoint, self._dispatcher
         bell = block.doorbell
+        if not self._let_in():
+            return
         block.set(Field.STATE, WorkerState.STARTING)
         dispatcher.start(self._again)
         block.set(Field.SESSION, session_number(self._boot.session))
@@ -148,6 +164,7 @@ class Worker:
         # failpoint: worker-running
         control = int(Field.CONTROL)
         sources = Sources(dispatcher, self._plan.limits.max_attempts)
+        pausing = Pausing(endpoint)
         seen = Control.RUN
         arrivals: Sequence[Arrival] = ()
         while True:
@@ -155,26 +172,37 @@ class Worker:
                 seen = Control(cells[control])
                 if seen is Control.STOP:
                     break
-                block.set(Field.STATE, WorkerState.DRAINING)
-                block.set(Field.CONTROL_SEEN, seen)
+                if seen is not Control.LEAVE:
+                    block.set(Field.STATE, WorkerState.DRAINING)
+                    block.set(Field.CONTROL_SEEN, seen)
+            if seen is Control.LEAVE and endpoint.can_leave:
+                return  # another incarnation goes on, as after a kill, so this is no end for the handlers
             now = time.monotonic_ns()
             cells[Field.HEARTBEAT_NS] = now
             worked = endpoint.progress()
-            blocked = dispatcher.blocked
-            if not arrivals:
+            blocked: Collection[Link] = dispatcher.blocked
+            paused = pausing.look() or seen is Control.LEAVE
+            if paused:
+                blocked = self._everyone
+            elif not arrivals:
                 arrivals = endpoint.take()
             elif blocked and all(arrival.link in blocked for arrival in arrivals):
                 arrivals = [*arrivals, *endpoint.take(blocked)]  # the disk is full: some wait, the others go on
-            due = dispatcher.blocked_until if blocked else float("inf")
-            if arrivals:
+            due = dispatcher.blocked_until if blocked and not paused else float("inf")
+            if arrivals and not paused:
                 count = cells[Field.COMMITS]
                 arrivals = dispatcher.run(arrivals)
                 worked |= not blocked or cells[Field.COMMITS] != count
-            if seen is Control.RUN and sources and not endpoint.paused:
+                if dispatcher.leaving:
+                    break
+            if seen is Control.RUN and sources and not endpoint.paused and pausing.sources:
                 due = min(due, sources.call(now / 1e9))
                 worked |= due <= time.monotonic()
+                if dispatcher.leaving:
+                    break
             self._house.keep()
             if not worked:
+                log_worker.tell_dropped()
                 bell.arm()
                 if endpoint.idle(blocked) and cells[control] == seen:
                     longest = PAUSED_WAIT if endpoint.paused else IDLE_WAIT
@@ -185,6 +213,21 @@ class Worker:
         self._house.seal()
         block.set(Field.CONTROL_SEEN, Control.STOP)
         block.set(Field.STATE, WorkerState.STOPPED)
+
+    def _let_in(self) -> bool:
+        """Wait for the turn of this worker in the order of start. False: it is to end instead."""
+        block, cells = self._block, self._cells
+        bell = block.doorbell
+        block.set(Field.STATE, WorkerState.WAITING)
+        while not cells[Field.GATE]:
+            if cells[Field.CONTROL] in {Control.STOP, Control.LEAVE}:
+                return False
+            cells[Field.HEARTBEAT_NS] = time.monotonic_ns()
+            bell.arm()
+            if not cells[Field.GATE] and cells[Field.CONTROL] not in {Control.STOP, Control.LEAVE}:
+                bell.wait(IDLE_WAIT)
+            bell.disarm()
+        return True
 
 
 def make_endpoint(plan: Plan, me: str, block: Block) -> Endpoint:
