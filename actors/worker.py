@@ -156,6 +156,7 @@ class Worker:
         bell = block.doorbell
         if not self._let_in():
             return
+        # failpoint: gate-passed
         block.set(Field.STATE, WorkerState.STARTING)
         dispatcher.start(self._again)
         block.set(Field.SESSION, session_number(self._boot.session))
@@ -219,6 +220,7 @@ class Worker:
         block, cells = self._block, self._cells
         bell = block.doorbell
         block.set(Field.STATE, WorkerState.WAITING)
+        # failpoint: gate-reached
         while not cells[Field.GATE]:
             if cells[Field.CONTROL] in {Control.STOP, Control.LEAVE}:
                 return False

@@ -27,7 +27,8 @@ WAYS = {
         (
             "board-attached", "pid-told", "journal-locked", "journal-recovered", "journal-adopted", "incarnation-begun",
             "journal-opened", "epoch-told", "watermark-told", "resume-acknowledged", "links-restored", "republished",
-            "on-start-before", "on-start-after", "session-told", "worker-running", "backlog-refilled",
+            "gate-reached", "gate-passed", "on-start-before", "on-start-after", "session-told", "worker-running",
+            "backlog-refilled",
         ),
         RESTART,
     ),
@@ -59,6 +60,12 @@ class Combination:
     point: str
     action: str
     nth: int
+
+    @classmethod
+    def read(cls, text: str) -> Combination:
+        """As it is printed: POINT:ACTION:NTH."""
+        point, action, nth = text.split(":")
+        return cls(point, action, int(nth))
 
     @property
     def way(self) -> Way:

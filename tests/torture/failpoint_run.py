@@ -27,6 +27,7 @@ from tests.torture.run import identity_of, left_over
 
 PATIENCE = 30.0  # seconds, for all of a group to act, and again for everyone to get on
 AGAIN = 0.12  # seconds between two provocations
+HUNG = 0.05  # of the stopped workers are left to the supervisor
 CLAIM = 0.3  # seconds from being about to act until it has
 LOOK = 0.002
 
@@ -133,7 +134,7 @@ class Run:
                     self._arm(one)  # whoever was about to act died of something else at that very moment
                 if pid:
                     if one.action == "SIGSTOP":
-                        end_stopped(pid)
+                        self._end_stopped(pid, one.way.role)
                     waiting.remove(one)
                     self.verdict.count += 1
                     self.verdict.acted.add(one.point)
@@ -173,6 +174,23 @@ class Run:
                     self.board.arm("append-before-write", "tear", self.chance.randint(1, 9), WORKER, self._serial)
                 case flag:
                     self.board.set(flag)
+
+    def _end_stopped(self, pid: int, role: int) -> None:
+        """A process that stopped itself is killed: a worker now and then by its supervisor, which finds that it hangs;
+        mostly from here, as soon as it was seen to be stopped, since that takes no second."""
+        by_supervisor = role == WORKER and self.chance.random() < HUNG
+        deadline = time.monotonic() + PATIENCE
+        try:
+            process = psutil.Process(pid)
+            while process.status() not in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}:
+                assert time.monotonic() < deadline, f"{pid} does not stop"
+                pause(LOOK)
+            while by_supervisor and process.status() == psutil.STATUS_STOPPED:
+                assert time.monotonic() < deadline, f"{pid} is stopped, and its supervisor does not mind"
+                pause(LOOK)
+        except psutil.NoSuchProcess:
+            return
+        kill(pid)
 
     def _get_on(self) -> None:
         """Until every worker, and the program, have done something since."""
@@ -240,18 +258,6 @@ class Run:
     def close(self) -> None:
         self.gone()
         self._breeder.close()
-
-
-def end_stopped(pid: int) -> None:
-    """A process that stopped itself: seen to be stopped, then killed, as the detection of hung workers does."""
-    try:
-        process = psutil.Process(pid)
-        deadline = time.monotonic() + PATIENCE
-        while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
-            pause(LOOK)
-    except psutil.NoSuchProcess:
-        return
-    kill(pid)
 
 
 def kill(pid: int) -> None:

@@ -131,6 +131,8 @@ def topology(directory: Path) -> Topology:
     app.worker("w-ping", ping=plain.Ping.spec(where))
     app.worker("w-pong", pong=plain.Pong.spec(where))
     app.worker("w-sink", sink=Sink.spec(where))
+    for name in NAMES:
+        app.supervise(f"w-{name}", hung_after=1.0)
     for name in ALL:
         app.external(name)
     app.route("source", Item, to=["left", "right"])

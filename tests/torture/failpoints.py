@@ -69,7 +69,7 @@ def main() -> int:
     if arguments.breed:
         breed(arguments.breed / "log", server(arguments.breed))
         return 0
-    only = [Combination(point, action, int(nth)) for point, action, nth in (one.split(":") for one in arguments.only)]
+    only = [Combination.read(one) for one in arguments.only]
     with tempfile.TemporaryDirectory(prefix="ringleader-failpoints-") as folder:
         verdict = torture(Path(folder), arguments.seed, only)
     print(verdict)
