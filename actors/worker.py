@@ -17,11 +17,12 @@ from pathlib import Path
 import cloudpickle
 
 from actors.codec import RUN, RunCodec
-from actors.dispatch import Dispatcher, Inlet
+from actors.dispatch import Dispatcher
 from actors.endpoint import Endpoint
 from actors.exits import WorkerExit
 from actors.hosted import Context, Hosted
 from actors.housekeeping import Housekeeping
+from actors.inlets import Inlet
 from actors.links import Arrival
 from actors.outgoing import Lane, Outgoing
 from actors.plan import Plan, WorkerPlan
@@ -159,11 +160,11 @@ class Worker:
                 arrivals = endpoint.take()
             elif blocked and all(arrival.link in blocked for arrival in arrivals):
                 arrivals = [*arrivals, *endpoint.take(blocked)]  # the disk is full: some wait, the others go on
-            due = dispatcher.blocked_until if blocked else float("inf")
             if arrivals:
                 count = cells[Field.COMMITS]
                 arrivals = dispatcher.run(arrivals)
                 worked |= not blocked or cells[Field.COMMITS] != count
+            due = min(blocked.values(), default=float("inf"))
             if seen is Control.RUN and sources and not endpoint.paused:
                 due = min(due, sources.call(now / 1e9))
                 worked |= due <= time.monotonic()
@@ -203,7 +204,7 @@ def open_journal(
         # An incarnation that died before it had told its epoch may have counted the suspect already.
         counted = recovered is not None and recovered.epoch > endpoint.block.get(Field.EPOCH)
         snapshot = names.first(recovered, None if counted else suspect)
-        endpoint.dead = list(snapshot.dead)
+        endpoint.dead, endpoint.dead_peers = list(snapshot.dead), list(snapshot.peers)
         return snapshot
 
     retain = Retain(plan.limits.retain_bytes or None, plan.limits.retain_seconds or None)
