@@ -5,13 +5,14 @@ Cells that belong to the worker are written here only while no process of it liv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from actors.exits import WorkerExit, describe
 from actors.restart import ChildSpec, Death, blames_message
-from bus import Block, Control, Field, Text, WorkerState
+from bus import Block, Control, Field, Pause, Text, WorkerState
 
 LAST_DEATH_BYTES = 1000
 
@@ -34,15 +35,16 @@ Launch = Callable[[str, int, Suspect | None], Process]  # name, epoch floor, sus
 
 @dataclass(slots=True)
 class Child:
-    """`due` is the time to launch it. Without that and without a process it stays away."""
+    """`kill_reason` says why the supervisor has killed this incarnation."""
 
     spec: ChildSpec
     block: Block
     process: Process | None = None
-    due: float | None = 0.0
     ready: bool = False  # this incarnation has been up
     was_up: bool = False  # one of its incarnations has been up
-    killed: bool = False  # by the supervisor
+    kill_reason: str = ""
+    killed_at: float = math.inf
+    late: bool = False  # killed because it did not come up in time
     restarts: int = 0
     epoch_floor: int = 0  # grows with every launch, and is never below an epoch that was seen
     epoch_before: int = 0
@@ -51,10 +53,6 @@ class Child:
     @property
     def name(self) -> str:
         return self.spec.name
-
-    @property
-    def over(self) -> bool:
-        return self.process is None and self.due is None
 
     @property
     def drains(self) -> bool:
@@ -69,12 +67,30 @@ class Child:
 
     def launched_by(self, launch: Launch) -> Process:
         """Start the next incarnation. It is told of the suspect until it, or one after it, has an epoch of its own."""
-        self.due = None
-        self.killed = self.ready = False
+        self.kill_reason, self.killed_at, self.late, self.ready = "", math.inf, False, False
         self.epoch_before = self.block.get(Field.EPOCH)
+        self.block.set(Field.GATE, 0)
         self.supervised_as(WorkerState.STARTING)
         self.process = launch(self.name, self.epoch_floor, self.suspect)
         return self.process
+
+    def tell(self, control: Control) -> None:
+        self.block.set(Field.CONTROL, control)
+        self.block.doorbell.ring()
+
+    def pause(self, pause: Pause) -> None:
+        self.block.set(Field.PAUSE, pause)
+        self.block.doorbell.ring()
+
+    def kill(self, reason: str, now: float) -> None:
+        if self.process is not None:
+            self.kill_reason = self.kill_reason or reason
+            self.killed_at = min(self.killed_at, now)
+            self.process.kill()
+
+    def waits(self) -> bool:
+        """Whether it has recovered and waits to be let in."""
+        return not self.ready and self.block.get(Field.STATE) == WorkerState.WAITING
 
     def comes_up(self) -> bool:
         """Whether it is up, and this was not seen before."""
@@ -87,9 +103,10 @@ class Child:
     def death(self, code: int, requested: bool) -> Death:
         """Its process, proven dead, seen together with the last words it left."""
         words = self.block.text(Text.LAST_WORDS).strip()
-        reason = describe(code) + (f": {words.splitlines()[-1].strip()}" if words else "")
+        told = f"{self.kill_reason}: {describe(code)}" if self.kill_reason else describe(code)
+        reason = told + (f": {words.splitlines()[-1].strip()}" if words else "")
         exit_code, signal = (code, None) if code >= 0 else (None, -code)
-        return Death(self.name, exit_code, signal, requested or self.killed, reason, self.was_up)
+        return Death(self.name, exit_code, signal, requested, reason, self.was_up, self.late)
 
     def bury(self, death: Death) -> Suspect | None:
         """Take what the incarnation leaves: its epoch, and the message it died of, which is returned."""
@@ -100,23 +117,37 @@ class Child:
             self.suspect = None  # the one of the death before was taken over
         self.suspect = blamed or self.suspect
         self.epoch_floor = max(self.epoch_floor + 1, epoch)
-        for field in (Field.BUSY_PEER, Field.BUSY_SEQ, Field.BUSY_SINCE_NS, Field.BUSY_HANDLER, Field.CONTROL_SEEN):
+        for field in _OF_THE_INCARNATION:
             block.set(field, 0)
         block.set(Field.PID, 0)
         self.supervised_as(WorkerState.DEAD)
         return blamed
 
+    def clear_words(self) -> None:
+        self.block.set_text(Text.LAST_WORDS, "")
+
     def write_death(self, death: Death, now_ns: int) -> None:
         """Keep the death, and as much of the last words as there is room for, until the next death."""
         number = _number(death)
         head = death.reason if death.code is None and death.signal is None else describe(number)
+        head = f"{self.kill_reason}: {head}" if self.kill_reason else head
         words = self.block.text(Text.LAST_WORDS).strip().encode("utf-8", "replace")
         room = LAST_DEATH_BYTES - len(head.encode("utf-8", "replace"))
         tail = words[-room:].decode("utf-8", "ignore") if room > 0 else ""
         self.block.set_text(Text.LAST_DEATH, f"{head}\n{tail}" if tail else head)
-        self.block.set_text(Text.LAST_WORDS, "")
+        self.clear_words()
         self.block.set(Field.LAST_DEATH_NS, now_ns)
         self.block.set(Field.LAST_DEATH_CODE, number)
+
+
+_OF_THE_INCARNATION = (
+    Field.BUSY_PEER,
+    Field.BUSY_SEQ,
+    Field.BUSY_SINCE_NS,
+    Field.BUSY_HANDLER,
+    Field.CONTROL_SEEN,
+    Field.PAUSED,
+)
 
 
 def _number(death: Death) -> int:

@@ -83,6 +83,7 @@ class Dispatcher:
         self.careful = Careful(self, endpoint, inlets, self._answers, attempts, plan.limits.max_attempts)
         self.attempts = attempts
         self.blocked = self.careful.blocked
+        self.leaving = False  # a handler has asked for the end of this worker, and that is committed
 
     # ------------------------------------------------------------------------------------------------ lifecycle
     def start(self, again: bool) -> None:
@@ -139,7 +140,7 @@ class Dispatcher:
         """What `on_start` sent and changed took effect before, so not again."""
         for hosted in again:
             hosted.reset_state()
-        self._context.stop = False
+        self._context.stop = self._context.end = False
         self._clear()
 
     def _bind(self) -> None:
@@ -331,7 +332,9 @@ class Dispatcher:
             # comes too early only drains a little sooner.
             self._cells[Field.STOP_REQUESTED] = 1
             self._context.stop = False
+        leaving, self._context.end = self._context.end, False
         self._endpoint.commit(prepared.runs, prepared.states, prepared.keys, dead, self._removed)
+        self.leaving |= leaving
         self._cells[Field.HANDLED] += self._handled
         for hosted in self._touched:
             hosted.committed()
@@ -349,7 +352,7 @@ class Dispatcher:
         self._cells[Field.ROLLBACKS] += 1
         self._endpoint.rollback()
         touched = list(self._touched)
-        self._context.stop = False
+        self._context.stop = self._context.end = False
         self._clear()
         self._make(touched)
         self._forget_start(touched)

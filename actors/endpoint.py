@@ -362,6 +362,13 @@ class Endpoint:
         return self._paused or self._held
 
     @property
+    def can_leave(self) -> bool:
+        """Whoever comes next finds everything: in the journal or, where there is none, in the rings."""
+        return self.journal is not None or all(
+            link.outbound.published == link.outbound.assigned for link in self._sending
+        )
+
+    @property
     def over_limit(self) -> bool:
         return self._over
 

@@ -116,6 +116,28 @@ class WorkerGaveUp(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerLeaving(Event):
+    """It is to end, between two transactions, for the sake of another one or because somebody asked for it."""
+
+    name: str
+    why: str
+
+    def text(self) -> str:
+        return f"worker {self.name!r} is told to end: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupGaveUp(Event):
+    level: ClassVar[int] = logging.ERROR
+    group: str
+    workers: tuple[str, ...]
+    reason: str
+
+    def text(self) -> str:
+        return f"gave up on group {self.group!r} ({', '.join(self.workers)}): {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerKilled(Event):
     """The supervisor had to use SIGKILL."""
 

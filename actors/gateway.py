@@ -71,10 +71,11 @@ class Gateway:
         finally:
             with self._lock:
                 self._asked.pop(key, None)
+        return answer
 
     def command(self, worker: str, body: bytes, timeout: float) -> list[str]:
-        """A command to a worker, durable and exactly once as any message; returns what has become of it. It queues behind
-        what was sent to the worker before. CommandTimeout: nothing has yet, but it will."""
+        """A command to a worker, durable and exactly once as any message; returns what has become of it. It queues
+        behind what was sent to the worker before. CommandTimeout: nothing has yet, but it will."""
         deadline = time.monotonic() + timeout
         place = (worker, "a command")
         key, future = self._put(self._plan.reply_route(worker).id, worker, body, place, timeout, FLAG_COMMAND, None)

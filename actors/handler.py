@@ -82,6 +82,16 @@ class Handler:
         """Ask for a clean end: once this transaction is committed, the system handles what is under way, and stops."""
         self._not_running("stop_system")
 
+    def stop_worker(self) -> None:
+        """Ask for a clean end of this worker alone: once this transaction is committed and what was taken together with
+        it is handled, `on_stop` of its handlers is called and its process ends with exit code 0.
+
+        Whether it is started again is up to `topology.supervise`: a `permanent` worker, which is the default, is, and
+        that counts against the restart limit; a `transient` or a `temporary` one stays away until the next start of the
+        system, and what is sent to it waits.
+        """
+        self._not_running("stop_worker")
+
     def on_start(self) -> None:
         """Called whenever the handler is made, before any message: at the start, at a restart, after a rollback.
 
@@ -159,7 +169,7 @@ def describe(cls: type[Handler]) -> HandlerDescription:
         name: getattr(cls, name, None) is not getattr(Handler, name) for name in ("on_start", "on_loop", "on_stop")
     }
     problems.extend(policy_problems(cls))
-    for name in ("send", "reply", "stop_system"):
+    for name in ("send", "reply", "stop_system", "stop_worker"):
         if getattr(cls, name, None) is not getattr(Handler, name):
             problems.append(f"it defines {name}, which the runtime provides: give it another name")
     for name, there in lifecycle.items():

@@ -20,7 +20,7 @@ from actors.table import Table
 class Context:
     """What the handler at work may ask about: the message in progress. One per worker."""
 
-    __slots__ = ("flags", "handler", "peer", "replied", "reply", "seq", "stop")
+    __slots__ = ("end", "flags", "handler", "peer", "replied", "reply", "seq", "stop")
 
     def __init__(self) -> None:
         self.peer = ""
@@ -29,6 +29,7 @@ class Context:
         self.handler = ""
         self.replied = False
         self.stop = False
+        self.end = False
         self.reply: Callable[[Message], None] = lambda message: None
 
     def message_id(self) -> str:
@@ -36,6 +37,9 @@ class Context:
 
     def request_stop(self) -> None:
         self.stop = True
+
+    def request_end(self) -> None:
+        self.end = True
 
 
 class Hosted:
@@ -77,6 +81,7 @@ class Hosted:
             send=self._send,
             reply=self._context.reply,
             stop_system=self._context.request_stop,
+            stop_worker=self._context.request_end,
             _message_id=self._context.message_id,
         )
         state = self._make_state()

@@ -94,7 +94,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """One end of one incarnation. `code` and `signal` are both None if it never came to a process."""
+    """One end of one incarnation, or of a group. `code` and `signal` are both None if it never came to a process."""
 
     name: str
     code: int | None
@@ -102,6 +102,7 @@ class Death:
     requested: bool
     reason: str
     was_up: bool = True  # this or an earlier incarnation had come as far as handling messages
+    late: bool = False  # killed because it did not come up in time
 
     @property
     def ending(self) -> Ending:
@@ -149,9 +150,8 @@ def decide(
 ) -> tuple[Decision, History]:
     """What to do about a death. `random` is in [0, 1). The history that comes back is the one for the next call."""
     history = history.within(policy.period, now)
-    hopeless = _hopeless(death)
-    if hopeless is not None:
-        return hopeless, history
+    if (lost := hopeless(death)) is not None:
+        return lost, history
     if not wants_restart(spec.restart, death.ending):
         return Finished(), history
     if death.code == WorkerExit.NO_SPACE:
@@ -160,7 +160,7 @@ def decide(
     history = History((*history.restarts, (now, spec.name)))
     if len(history.restarts) > policy.max_restarts:
         limit = f"more than {policy.max_restarts} restarts within {policy.period:g} s"
-        return GiveUp(f"{limit} (all workers together); the last death: {death.reason}"), history
+        return GiveUp(f"{limit} (all together); the last death: {death.reason}"), history
     return RestartAfter(backoff(policy, history.count(spec.name), random)), history
 
 
@@ -207,7 +207,7 @@ def affected(strategy: Strategy, order: Sequence[str], dead: str) -> tuple[str, 
             return tuple(order[list(order).index(dead) :])
 
 
-def _hopeless(death: Death) -> GiveUp | None:
+def hopeless(death: Death) -> GiveUp | None:
     """Ends that another try cannot make good, whatever the child spec says."""
     if death.code == WorkerExit.JOURNAL_REFUSED:
         return GiveUp(death.reason, ExitStatus.DAMAGED)
@@ -215,5 +215,7 @@ def _hopeless(death: Death) -> GiveUp | None:
         return GiveUp(death.reason, ExitStatus.NO_SPACE)
     if death.code == WorkerExit.START_FAILED and not death.was_up:
         # As in OTP: a child that cannot start when the system starts is an error of that start, not a death.
+        return GiveUp(death.reason, ExitStatus.GAVE_UP)
+    if death.late and not death.was_up:
         return GiveUp(death.reason, ExitStatus.GAVE_UP)
     return None

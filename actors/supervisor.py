@@ -1,15 +1,19 @@
 """The supervisor: starts the workers, restarts those that die, drains and stops the system. One thread, one loop.
 
+Whom to start, restart and end, when, and in which order is decided by `supervision`, which is pure; here it is done.
+
 What holds:
-- A worker is started again only when its process is proven dead, and as `restart.decide` says. A launch that fails is a
-  death like any other, so it backs off, and a request to stop is looked at before it is tried again.
+- A worker is started again only when its process is proven dead. A launch that fails is a death like any other, so it
+  backs off, and a request to stop is looked at before it is tried again.
 - At each death the message in progress is taken from the worker's status block. If the death was not requested, and the
   worker did not name another cause, this message is the suspect: every launch is told of it until one incarnation has
   taken it over, which it shows by its new epoch.
 - The first request drains: sources stop, and once every worker has acknowledged that and nothing is under way (two
-  looks in a row), the workers are told to stop. A request to stop now tells them at once; who has not ended after a
-  grace is killed. The status is OK only if everything was handled and every worker ended by itself with exit code 0.
-- When one worker is given up, the others are stopped, and the system ends.
+  looks in a row), the workers are told to stop, the last one first, each with the time that its child spec gives it. A
+  request to stop now tells all of them at once; who has not ended after a grace is killed. The status is OK only if
+  everything was handled, nothing was given up, and every worker ended as its child spec says.
+- When the root gives up, everyone is stopped, and the system ends. A group that gives up and is not to be restarted
+  stays down, the others go on, and the status at the end tells of it.
 - Deaths and requests wake the loop; every wait is bounded. Requests may come from signal handlers and any thread.
 """
 
@@ -31,8 +35,26 @@ from enum import Enum
 from actors import events
 from actors.child import Child, Launch
 from actors.exits import ExitStatus, WorkerExit
-from actors.restart import ChildSpec, Death, Finished, GiveUp, History, Policy, RestartAfter, affected, decide
-from bus import Board, BoardCell, Control, Field, WorkerState
+from actors.plan import Group
+from actors.restart import ChildSpec, Death, Policy
+from actors.supervision import (
+    Action,
+    Ended,
+    GroupGaveUp,
+    Kill,
+    LetIn,
+    Outcome,
+    Restarting,
+    Supervision,
+    SystemGaveUp,
+    Tell,
+    one_group,
+)
+from actors.supervision import (
+    Launch as LaunchIt,
+)
+from actors.system_errors import UnknownWorker
+from bus import Board, BoardCell, Control, Field, Pause, WorkerState
 
 TICK = 0.5  # seconds; an idle supervisor looks around this often
 FIRST_LOOK, LONGEST_LOOK = 0.005, 0.05  # while something is awaited that nobody reports; the waits grow
@@ -45,6 +67,13 @@ class _Request(Enum):
     DRAIN = "drain"
     STOP = "stop"
     STOP_NOW = "stop now"
+    RESTART = "restart"  # these concern one worker
+    PAUSE = "pause"
+    DRAIN_WORKER = "drain worker"
+    RESUME = "resume"
+
+
+_WORKING = {WorkerState.STARTING, WorkerState.RUNNING}
 
 
 class Supervisor:
@@ -59,9 +88,10 @@ class Supervisor:
         launch: Launch,
         *,
         quiet: Callable[[], bool],
+        groups: Sequence[Group] | None = None,
         observer: events.Observer | None = None,
+        beat: Callable[[], None] | None = None,
         drain_timeout: float = 30.0,
-        stop_timeout: float = 5.0,
         stop_now_timeout: float = 1.0,
         clock: Callable[[], int] = time.monotonic_ns,
         random: Callable[[], float] = randomness.random,
@@ -70,38 +100,58 @@ class Supervisor:
         self.state = WorkerState.NEW
         self.status: ExitStatus | None = None  # how it ends, as soon as that is known
         self.reason = ""
-        self._policy, self._history = policy, History()
-        self._board, self._launch, self._quiet, self._observer = board, launch, quiet, observer
-        self._drain_timeout, self._stop_timeout, self._stop_now_timeout = drain_timeout, stop_timeout, stop_now_timeout
+        self._tree = Supervision(specs, groups or one_group(specs, policy), policy)
+        self._board, self._launch, self._quiet, self._observer, self._beat = board, launch, quiet, observer, beat
+        self._drain_timeout, self._stop_now_timeout = drain_timeout, stop_now_timeout
         self._clock, self._random = clock, random
-        self._children = [Child(spec, board.block(spec.name)) for spec in specs]
-        self._requests: deque[tuple[_Request, str]] = deque()
+        self._children = {name: Child(seat.spec, board.block(name)) for name, seat in self._tree.seats.items()}
+        self._control = Control.RUN  # what everyone is told who is not told something of his own
+        self._requests: deque[tuple[_Request, str, str]] = deque()
         self._wake: socket.socket | None = None
         self._selector: selectors.BaseSelector | None = None
         self._settled = threading.Event()
         self._up = False
         self._deadline = float("inf")  # of the state the system is in
-        self._pressed = False
         self._quiet_looks = 0
         self._look = FIRST_LOOK
 
     # ------------------------------------------------------------------------------------------------ from outside
     def request_stop(self, drain: bool = True, reason: str = "requested") -> None:
         """End the system: after everything was handled, or (`drain=False`) without waiting for that."""
-        self._request(_Request.DRAIN if drain else _Request.STOP, reason)
+        self._request(_Request.DRAIN if drain else _Request.STOP, "", reason)
 
     def request_stop_now(self, reason: str = "requested") -> None:
         """End the system at once; cuts a drain or a stop short that is under way."""
-        self._request(_Request.STOP_NOW, reason)
+        self._request(_Request.STOP_NOW, "", reason)
+
+    def request_restart(self, worker: str, reason: str = "requested") -> None:
+        """End this worker between two transactions and start it anew; also if it had ended or was given up.
+
+        Counts against no limit. Raises UnknownWorker, as those below.
+        """
+        self._request(_Request.RESTART, worker, reason)
+
+    def request_pause(self, worker: str) -> None:
+        """Have this worker handle nothing, and call no source, until it is resumed."""
+        self._request(_Request.PAUSE, worker, "")
+
+    def request_drain_worker(self, worker: str) -> None:
+        """The same, once it has handled what was sent to it until now."""
+        self._request(_Request.DRAIN_WORKER, worker, "")
+
+    def request_resume(self, worker: str) -> None:
+        self._request(_Request.RESUME, worker, "")
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until every worker was up once. False if the system ended before that, or the time is over."""
         self._settled.wait(timeout)
         return self._up
 
-    def _request(self, request: _Request, reason: str) -> None:
+    def _request(self, request: _Request, worker: str, reason: str) -> None:
+        if worker and worker not in self._children:
+            raise UnknownWorker(worker, tuple(self._children))
         # No lock: a signal handler may interrupt whoever holds it.
-        self._requests.append((request, reason))
+        self._requests.append((request, worker, reason))
         wake = self._wake
         if wake is not None:
             try:
@@ -138,33 +188,34 @@ class Supervisor:
     def begin(self) -> None:
         """`run` is this, then `turn` again and again."""
         self._board.set(BoardCell.SUPERVISOR_PID, os.getpid())
-        self._publish(events.SystemStarted(self.name, os.getpid(), tuple(child.name for child in self._children)))
+        self._publish(events.SystemStarted(self.name, os.getpid(), tuple(self._children)))
         self._enter(WorkerState.STARTING)
 
     def turn(self) -> float | None:
         """Do everything that is due. Returns how long to wait for something to happen; None: the system has ended."""
         self._board.set(BoardCell.SUPERVISOR_HEARTBEAT_NS, self._clock())
+        if self._beat is not None:
+            self._beat()
         self._take_requests()
-        for child in self._children:
+        for child in self._children.values():
             self._look_at(child)
+        if self.state is WorkerState.DRAINING:
+            self._drain()
+        elif self.state in _WORKING and all(seat.over for seat in self._tree.seats.values()):
+            self._begin_drain("every worker has ended")
+        while not self._requests and (action := self._tree.next(self._now())) is not None:
+            self._do(action)
         if self.state is WorkerState.STOPPING:
             if not self._living():
                 return None
-            self._press()
-        else:
-            self._start_what_is_due()
-        if self.state is WorkerState.DRAINING:
-            self._drain()
-        elif self.state is not WorkerState.STOPPING and all(child.over for child in self._children):
-            self._begin_drain("every worker has ended")
+            self._check_killed()
         return self._longest_wait()
 
     def _longest_wait(self) -> float:
         if self._requests:
             return 0.0
         now = self._now()
-        dues = [child.due - now for child in self._children if child.due is not None]
-        wait = min([TICK, self._deadline - now, *dues])
+        wait = min(TICK, self._deadline - now, self._tree.next_time() - now)
         comes_up = any(not child.ready for child in self._living())
         if self.state is WorkerState.DRAINING or (comes_up and self.state is not WorkerState.STOPPING):
             wait = min(wait, self._look)
@@ -172,33 +223,69 @@ class Supervisor:
         return max(0.0, wait)
 
     def _take_requests(self) -> None:
-        for child in self._children:
-            if self.state in {WorkerState.STARTING, WorkerState.RUNNING} and child.block.get(Field.STOP_REQUESTED):
+        for child in self._children.values():
+            if self.state in _WORKING and child.block.get(Field.STOP_REQUESTED):
                 self._begin_drain(f"worker {child.name!r} asked for it")
         while self._requests:
-            request, reason = self._requests.popleft()
-            if request is _Request.DRAIN:
-                if self.state in {WorkerState.STARTING, WorkerState.RUNNING}:
-                    self._begin_drain(reason)
-                continue
-            grace = self._stop_timeout if request is _Request.STOP else self._stop_now_timeout
-            if self.state is not WorkerState.STOPPING:
-                self._conclude(ExitStatus.NOT_DRAINED, f"stopped before everything was handled: {reason}")
-                self._begin_stop(grace)
-            elif not self._pressed:
-                self._deadline = min(self._deadline, self._now() + grace)
+            request, worker, reason = self._requests.popleft()
+            match request:
+                case _Request.DRAIN:
+                    if self.state in _WORKING:
+                        self._begin_drain(reason)
+                case _Request.STOP:
+                    if self.state is not WorkerState.STOPPING:
+                        self._conclude(ExitStatus.NOT_DRAINED, f"stopped before everything was handled: {reason}")
+                        self._begin_stop()
+                case _Request.STOP_NOW:
+                    if self.state is not WorkerState.STOPPING:
+                        self._conclude(ExitStatus.NOT_DRAINED, f"stopped before everything was handled: {reason}")
+                        self._begin_stop()
+                    self._tree.stop_now(self._now(), self._stop_now_timeout)
+                case _:
+                    if self.state is not WorkerState.STOPPING:
+                        self._take_worker_request(request, self._children[worker], reason)
+
+    def _take_worker_request(self, request: _Request, child: Child, reason: str) -> None:
+        match request:
+            case _Request.RESTART:
+                self._tree.restart(child.name, self._now())
+                self._comes_again(child, 0.0)
+                if child.process is not None:
+                    self._publish(events.WorkerLeaving(child.name, f"a restart was asked for ({reason})"))
+            case _Request.PAUSE:
+                child.pause(Pause.PAUSE)
+            case _Request.DRAIN_WORKER:
+                child.pause(Pause.DRAIN)
+            case _Request.RESUME:
+                child.pause(Pause.RUN)
 
     # ------------------------------------------------------------------------------------------------ workers
-    def _start_what_is_due(self) -> None:
-        for child in self._children:
-            if child.due is not None and child.due <= self._now():
+    def _do(self, action: Action) -> None:
+        child = self._children[action.name]
+        self._look = FIRST_LOOK
+        match action:
+            case LaunchIt():
                 self._start(child)
-            if self._requests:
-                return  # looked at first; starting may take long when it fails
+            case LetIn():
+                child.block.set(Field.GATE, 1)
+                child.block.doorbell.ring()
+            case Tell():
+                child.tell(Control.STOP if self._tree.stopping else Control.LEAVE)
+            case Kill(_, reason, wanted):
+                self._kill(child, reason, wanted)
+
+    def _kill(self, child: Child, reason: str, wanted: bool = False) -> None:
+        if child.process is None:
+            return
+        if self._tree.stopping and not wanted:
+            self._conclude(ExitStatus.FAILED, f"worker {child.name!r} was killed: {reason}")
+        child.late = self._tree.seats[child.name].late
+        self._publish(events.WorkerKilled(child.name, child.process.pid, reason))
+        child.kill(reason, self._now())
 
     def _start(self, child: Child) -> None:
-        self._look = FIRST_LOOK
         try:
+            child.block.set(Field.CONTROL, self._control)
             process = child.launched_by(self._launch)
         except Exception as failure:
             log.debug("launch of worker %r failed", child.name, exc_info=True)
@@ -211,13 +298,16 @@ class Supervisor:
         self._publish(events.WorkerStarting(child.name, process.pid, child.suspect))
 
     def _look_at(self, child: Child) -> None:
-        """Notice that it is up, or dead."""
+        """Notice that it has recovered, is up, or dead."""
         process = child.process
         if process is None:
             return
+        if child.waits():
+            self._tree.recovered(child.name, self._now())
         if child.comes_up():
+            self._tree.up(child.name, self._now())
             self._publish(events.WorkerReady(child.name, process.pid, child.block.get(Field.EPOCH)))
-            if not self._up and all(other.was_up for other in self._children):
+            if not self._up and all(other.was_up for other in self._children.values()):
                 self._up = True
                 if self.state is WorkerState.STARTING:
                     self._enter(WorkerState.RUNNING)
@@ -230,15 +320,20 @@ class Supervisor:
                 self._selector.unregister(process.pidfd)
             process.close()
             child.process = None
-            self._died(child, child.death(code, requested=self.state is WorkerState.STOPPING), process.pid)
+            leaving = self._tree.seats[child.name].leaving
+            asked = leaving is not None and leaving.deadline is not None
+            self._died(child, child.death(code, requested=asked), process.pid)
 
     def _died(self, child: Child, death: Death, pid: int | None = None) -> None:
         epoch = child.block.get(Field.EPOCH)
         blamed = child.bury(death)
-        stopping = self.state is WorkerState.STOPPING
-        if death.code == WorkerExit.STOPPED and not blamed:
-            if not stopping:
+        stopping = self._tree.stopping
+        clean = death.code == WorkerExit.STOPPED and not blamed
+        brutal = death.requested and child.spec.shutdown == 0
+        if clean or brutal:
+            if not death.requested:
                 child.write_death(death, self._clock())
+            child.clear_words()
             self._publish(events.WorkerEnded(child.name, pid, death.reason))
             child.supervised_as(WorkerState.STOPPED)
         else:
@@ -246,77 +341,81 @@ class Supervisor:
             self._publish(events.WorkerDied(child.name, pid, epoch, death.reason, blamed))
             if stopping:
                 self._conclude(ExitStatus.FAILED, f"worker {child.name!r} did not stop cleanly: {death.reason}")
-        if stopping:
-            return
-        now = self._now()
-        decision, self._history = decide(child.spec, self._policy, self._history, death, now, self._random())
-        match decision:
-            case RestartAfter(delay):
-                self._restart(child, now + delay, delay)
-            case Finished():
-                child.supervised_as(WorkerState.STOPPED)
-            case GiveUp(reason, status):
-                child.supervised_as(WorkerState.GAVE_UP)
-                self._publish(events.WorkerGaveUp(child.name, reason))
-                self._conclude(status, f"gave up on worker {child.name!r}: {reason}")
-                self._begin_stop(self._stop_timeout)
+        for outcome in self._tree.died(death, self._now(), self._random()):
+            self._note(child, outcome)
 
-    def _restart(self, dead: Child, due: float, delay: float) -> None:
-        names = affected(self._policy.strategy, [child.name for child in self._children], dead.name)
-        for child in self._children:
-            if child.name in names:  # with other strategies, those of them who live are stopped here first
-                child.due = due
-                child.restarts += 1
-                child.block.set(Field.RESTARTS, child.restarts)
-                self._publish(events.WorkerRestarting(child.name, delay, child.restarts))
+    def _note(self, dead: Child, outcome: Outcome) -> None:
+        """What the death of this worker leads to."""
+        match outcome:
+            case Restarting(names, delay, stopped):
+                for name in stopped:
+                    self._publish(events.WorkerLeaving(name, f"worker {dead.name!r} died"))
+                for name in names:
+                    self._comes_again(self._children[name], delay)
+            case Ended(name):
+                for leaf in self._tree.leaves(name):
+                    seat, child = self._tree.seats[leaf], self._children[leaf]
+                    if child.process is None:
+                        child.supervised_as(WorkerState.GAVE_UP if seat.gave_up else WorkerState.STOPPED)
+                if name not in self._children:
+                    self._conclude(ExitStatus.GAVE_UP, f"group {name!r} was given up, the others went on to their end")
+            case GroupGaveUp(group, workers, reason):
+                self._publish(events.GroupGaveUp(group, workers, reason))
+            case SystemGaveUp(reason, status):
+                dead.supervised_as(WorkerState.GAVE_UP)
+                self._publish(events.WorkerGaveUp(dead.name, reason))
+                self._conclude(status, f"gave up on worker {dead.name!r}: {reason}")
+                self._begin_stop()
+
+    def _comes_again(self, child: Child, delay: float) -> None:
+        child.restarts += 1
+        child.block.set(Field.RESTARTS, child.restarts)
+        self._publish(events.WorkerRestarting(child.name, delay, child.restarts))
 
     # ------------------------------------------------------------------------------------------------ ending
     def _begin_drain(self, reason: str) -> None:
         self._enter(WorkerState.DRAINING, self._drain_timeout)
         self._publish(events.SystemDraining(self.name, reason))
-        self._tell(Control.DRAIN)
+        self._control = Control.DRAIN
+        for child in self._children.values():
+            child.pause(Pause.RUN)  # everything is to be handled
+            if self._tree.seats[child.name].leaving is None:
+                child.tell(Control.DRAIN)
 
     def _drain(self) -> None:
         """Ends with two looks in a row at which every worker has acknowledged and nothing is under way."""
-        late = [child.name for child in self._children if not child.over and not child.drains]
+        over = [seat.over for seat in self._tree.seats.values()]
+        late = [
+            child.name
+            for child in self._children.values()
+            if not self._tree.seats[child.name].over and not child.drains
+        ]
         self._quiet_looks = self._quiet_looks + 1 if not late and self._quiet() else 0
         if self._quiet_looks >= 2:
             self._publish(events.SystemDrained(self.name))
-            self._begin_stop(self._stop_timeout)
-        elif not self._quiet_looks and all(child.over for child in self._children):
+            self._begin_stop()
+        elif not self._quiet_looks and all(over):
             self._conclude(ExitStatus.NOT_DRAINED, "every worker has ended, but not everything was handled")
-            self._begin_stop(self._stop_timeout)
+            self._begin_stop()
         elif self._now() >= self._deadline:
             who = f"; not reached: {', '.join(late)}" if late else ""
             self._conclude(ExitStatus.NOT_DRAINED, f"not everything was handled within {self._drain_timeout:g} s{who}")
-            self._begin_stop(self._stop_timeout)
+            self._begin_stop()
 
-    def _begin_stop(self, grace: float) -> None:
-        self._enter(WorkerState.STOPPING, grace)
-        for child in self._children:
-            child.due = None
+    def _begin_stop(self) -> None:
+        self._enter(WorkerState.STOPPING)
         self._publish(events.SystemStopping(self.name, self.reason or "everything was handled"))
-        self._tell(Control.STOP)
+        self._tree.stop()
 
-    def _press(self) -> None:
-        """Kill who has not stopped in time."""
-        if self._now() < self._deadline:
-            return
-        if self._pressed:
-            names = ", ".join(repr(child.name) for child in self._living())
+    def _check_killed(self) -> None:
+        since = self._now() - UNKILLABLE
+        names = ", ".join(repr(child.name) for child in self._living() if child.killed_at < since)
+        if names:
             raise RuntimeError(f"still not dead {UNKILLABLE:g} s after SIGKILL: {names}")
-        self._pressed = True
-        self._deadline = self._now() + UNKILLABLE
-        for child in self._living():
-            if child.process is not None:
-                child.killed = True
-                self._conclude(ExitStatus.FAILED, f"worker {child.name!r} did not stop in time and was killed")
-                self._publish(events.WorkerKilled(child.name, child.process.pid, "it did not stop in time"))
-                child.process.kill()
 
     def _end(self) -> None:
         """Whatever happened: no process stays, and everyone learns that it is over."""
-        processes = [child.process for child in self._children if child.process is not None]
+        processes = [child.process for child in self._children.values() if child.process is not None]
         for process in processes:
             process.kill()
         deadline = time.monotonic() + UNKILLABLE
@@ -331,12 +430,7 @@ class Supervisor:
         self._settled.set()
 
     def _living(self) -> list[Child]:
-        return [child for child in self._children if child.process is not None]
-
-    def _tell(self, control: Control) -> None:
-        for child in self._children:
-            child.block.set(Field.CONTROL, control)
-            child.block.doorbell.ring()
+        return [child for child in self._children.values() if child.process is not None]
 
     def _enter(self, state: WorkerState, seconds: float = float("inf")) -> None:
         self.state = state

@@ -245,6 +245,7 @@ class System:
             self._board,
             self._launch,
             quiet=self._quiet,
+            groups=self.plan.groups,
             drain_timeout=limits.drain_timeout,
             observer=observer,
         )

@@ -145,6 +145,17 @@ class UnknownHandler(RingleaderError):
         return f"handler {self.handler!r} does not handle {self.type}; it takes {', '.join(self.takes) or 'nothing'}"
 
 
+class UnknownWorker(RingleaderError):
+    """No worker of this name in the system."""
+
+    def __init__(self, worker: str, known: tuple[str, ...]) -> None:
+        super().__init__(worker, tuple(known))
+        self.worker, self.known = worker, tuple(known)
+
+    def __str__(self) -> str:
+        return f"no worker {self.worker!r} in this system; there are {', '.join(self.known)}"
+
+
 class TopologyChanged(RingleaderError):
     """The run directory holds messages that the present topology cannot deliver. `pending` counts them by edge."""
 

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from actors.exits import WorkerExit
 from actors.hosted import Context, Hosted
 from actors.housekeeping import Housekeeping
 from actors.inlets import Inlet
-from actors.links import Arrival
+from actors.links import Arrival, Link
 from actors.outgoing import Lane, Outgoing
+from actors.pausing import Pausing
 from actors.plan import Plan, WorkerPlan
 from actors.process import arm_parent_death
 from actors.resume import RUNTIME, SESSION, Names
@@ -107,6 +108,7 @@ class Worker:
         block.set(Field.STATE, WorkerState.RECOVERING)
         self._endpoint = make_endpoint(boot.plan, boot.worker, block)
         connect(self._endpoint, boot.plan, boot.worker, boot.run_id, board, wires)
+        self._everyone = frozenset(self._endpoint.links)
         self._dispatcher, self._house, self._again = self._recover()
 
     def _recover(self) -> tuple[Dispatcher, Housekeeping, bool]:
@@ -134,15 +136,18 @@ class Worker:
         return dispatcher, house, again
 
     def run(self) -> None:
-        """Until the control lane says stop."""
+        """Until the control lane, or a handler, says stop."""
         block, cells, endpoint, dispatcher = self._block, self._cells, self._endpoint, self._dispatcher
         bell = block.doorbell
+        if not self._let_in():
+            return
         block.set(Field.STATE, WorkerState.STARTING)
         dispatcher.start(self._again)
         block.set(Field.SESSION, session_number(self._boot.session))
         block.set(Field.STATE, WorkerState.RUNNING)
         control = int(Field.CONTROL)
         sources = Sources(dispatcher, self._plan.limits.max_attempts)
+        pausing = Pausing(endpoint)
         seen = Control.RUN
         arrivals: Sequence[Arrival] = ()
         while True:
@@ -150,24 +155,34 @@ class Worker:
                 seen = Control(cells[control])
                 if seen is Control.STOP:
                     break
-                block.set(Field.STATE, WorkerState.DRAINING)
-                block.set(Field.CONTROL_SEEN, seen)
+                if seen is not Control.LEAVE:
+                    block.set(Field.STATE, WorkerState.DRAINING)
+                    block.set(Field.CONTROL_SEEN, seen)
+            if seen is Control.LEAVE and endpoint.can_leave:
+                return  # another incarnation goes on, as after a kill, so this is no end for the handlers
             now = time.monotonic_ns()
             cells[Field.HEARTBEAT_NS] = now
             worked = endpoint.progress()
-            blocked = dispatcher.blocked
-            if not arrivals:
+            blocked: Collection[Link] = dispatcher.blocked
+            paused = pausing.look() or seen is Control.LEAVE
+            if paused:
+                blocked = self._everyone
+            elif not arrivals:
                 arrivals = endpoint.take()
             elif blocked and all(arrival.link in blocked for arrival in arrivals):
                 arrivals = [*arrivals, *endpoint.take(blocked)]  # the disk is full: some wait, the others go on
-            if arrivals:
+            if arrivals and not paused:
                 count = cells[Field.COMMITS]
                 arrivals = dispatcher.run(arrivals)
                 worked |= not blocked or cells[Field.COMMITS] != count
-            due = min(blocked.values(), default=float("inf"))
-            if seen is Control.RUN and sources and not endpoint.paused:
+                if dispatcher.leaving:
+                    break
+            due = float("inf") if paused else min(dispatcher.blocked.values(), default=float("inf"))
+            if seen is Control.RUN and sources and not endpoint.paused and pausing.sources:
                 due = min(due, sources.call(now / 1e9))
                 worked |= due <= time.monotonic()
+                if dispatcher.leaving:
+                    break
             self._house.keep()
             if not worked:
                 bell.arm()
@@ -180,6 +195,21 @@ class Worker:
         self._house.seal()
         block.set(Field.CONTROL_SEEN, Control.STOP)
         block.set(Field.STATE, WorkerState.STOPPED)
+
+    def _let_in(self) -> bool:
+        """Wait for the turn of this worker in the order of start. False: it is to end instead."""
+        block, cells = self._block, self._cells
+        bell = block.doorbell
+        block.set(Field.STATE, WorkerState.WAITING)
+        while not cells[Field.GATE]:
+            if cells[Field.CONTROL] in {Control.STOP, Control.LEAVE}:
+                return False
+            cells[Field.HEARTBEAT_NS] = time.monotonic_ns()
+            bell.arm()
+            if not cells[Field.GATE] and cells[Field.CONTROL] not in {Control.STOP, Control.LEAVE}:
+                bell.wait(IDLE_WAIT)
+            bell.disarm()
+        return True
 
 
 def make_endpoint(plan: Plan, me: str, block: Block) -> Endpoint:

@@ -24,7 +24,7 @@ PURE = {
     "persist.ilm": {"backend", "errors", "flight", "identity", "message", "options", "session", "transport", "wire"},
     "actors": {
         "annotations", "codec", "components", "errors", "exits", "fingerprint", "handler", "handler_policy", "message",
-        "outgoing", "plan", "process_options", "replies", "restart", "resume", "sends", "shipping",
+        "outgoing", "plan", "process_options", "replies", "restart", "resume", "sends", "shipping", "supervision",
         "system_errors", "table", "validate",
     },
 }  # fmt: skip

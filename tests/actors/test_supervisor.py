@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -53,7 +53,7 @@ class FakeProcess:
 class Rig:
     """A supervisor whose world is in the hands of the test."""
 
-    def __init__(self, *specs: ChildSpec, policy: Policy | None = None, **more: float) -> None:
+    def __init__(self, *specs: ChildSpec, policy: Policy | None = None, **more: Any) -> None:
         names = [spec.name for spec in specs]
         self.board = Board.format(bytearray(Board.size(names)), names)
         self.now = 1000.0
@@ -122,11 +122,14 @@ class Rig:
         self.turn()
 
     def obey(self) -> None:
-        """Everyone who is told to stop ends."""
-        for name, process in self.processes.items():
-            assert self.board.block(name).get(Field.CONTROL) == Control.STOP
-            if process.code is None:
-                process.code = 0
+        """Everyone who is told to stop ends, the last one first."""
+        while living := [name for name in self.board.names if not self.processes[name].closed]:
+            told = [name for name in living if self.board.block(name).get(Field.CONTROL) == Control.STOP]
+            assert told == living[-len(told) :], "told in the reverse order of their start"
+            for name in told:
+                if self.processes[name].code is None:
+                    self.processes[name].code = 0
+            self.turn()
 
     def seen(self, kind: type[E]) -> list[E]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -137,7 +140,7 @@ class Rig:
         return self.supervisor.status
 
 
-def running(*names: str, policy: Policy | None = None, **more: float) -> Rig:
+def running(*names: str, policy: Policy | None = None, **more: Any) -> Rig:
     rig = Rig(*[ChildSpec(name) for name in names or ("a", "b")], policy=policy, **more)
     rig.turn()
     rig.up()
@@ -327,7 +330,7 @@ def test_giving_up_on_one_worker_stops_the_others_and_ends_the_system() -> None:
     assert len(rig.launches) == 3
     rig.obey()
     assert rig.end() is ExitStatus.GAVE_UP
-    why = "more than 1 restarts within 60 s (all workers together); the last death: killed by SIGSEGV"
+    why = "more than 1 restarts within 60 s (all together); the last death: killed by SIGSEGV"
     assert rig.supervisor.reason == f"gave up on worker 'a': {why}"
     assert rig.seen(events.WorkerGaveUp) == [events.WorkerGaveUp("a", why)]
     assert rig.seen(events.SystemStopped)[0].reason == rig.supervisor.reason
@@ -449,7 +452,7 @@ def test_drain_waits_for_every_acknowledgement_and_two_quiet_looks_in_a_row() ->
         assert rig.state() is WorkerState.DRAINING
     rig.turn(0.1)
     assert rig.state() is WorkerState.STOPPING
-    assert [rig.board.block(name).get(Field.CONTROL) for name in "ab"] == [Control.STOP] * 2
+    assert [rig.board.block(name).get(Field.CONTROL) for name in "ab"] == [Control.DRAIN, Control.STOP]
     assert len(rig.seen(events.SystemDrained)) == 1
     rig.obey()
     assert rig.end() is ExitStatus.OK
@@ -553,7 +556,7 @@ def test_request_to_stop_now_cuts_a_drain_short() -> None:
 
 
 def test_stop_without_drain_gives_workers_their_time() -> None:
-    rig = running(stop_timeout=5.0)
+    rig = running()
     rig.supervisor.request_stop(drain=False)
     rig.turn()
     assert rig.state() is WorkerState.STOPPING
@@ -584,13 +587,16 @@ def test_restart_that_was_due_is_forgotten_when_the_system_stops() -> None:
 
 
 def test_worker_that_does_not_stop_in_time_is_killed_and_that_is_no_clean_end() -> None:
-    rig = running(stop_timeout=5.0)
+    rig = running()
     drain(rig)
     rig.processes["b"].code = 0
-    rig.turn(5.1)
-    assert rig.seen(events.WorkerKilled) == [events.WorkerKilled("a", 101, "it did not stop in time")]
+    rig.turn()
+    rig.turn(4.9)
+    assert rig.seen(events.WorkerKilled) == []
+    rig.turn(0.2)
+    assert rig.seen(events.WorkerKilled) == [events.WorkerKilled("a", 101, "it did not end within 5 s")]
     assert rig.end() is ExitStatus.FAILED
-    assert rig.supervisor.reason == "worker 'a' did not stop in time and was killed"
+    assert rig.supervisor.reason == "worker 'a' was killed: it did not end within 5 s"
 
 
 def test_worker_that_fails_while_stopping_makes_no_clean_end() -> None:
@@ -603,7 +609,9 @@ def test_worker_that_fails_while_stopping_makes_no_clean_end() -> None:
 
 
 def test_request_to_stop_now_shortens_the_grace_of_a_clean_end() -> None:
-    rig = running(stop_timeout=60.0, stop_now_timeout=1.0)
+    rig = Rig(ChildSpec("a", shutdown=60.0), ChildSpec("b", shutdown=60.0), stop_now_timeout=1.0)
+    rig.turn()
+    rig.up()
     drain(rig)
     rig.supervisor.request_stop_now()
     rig.turn()
@@ -654,13 +662,12 @@ class System:
         self.status: ExitStatus | None = None
         self.supervisor = Supervisor(
             "trades",
-            [ChildSpec(name) for name in names],
+            [ChildSpec(name, shutdown=1.0) for name in names],
             Policy(max_restarts=10, backoff_step=0.0),
             self.board,
             self.launch,
             quiet=lambda: self.quiet(),
             observer=lambda event: self.queue.put((time.monotonic(), event)),
-            stop_timeout=1.0,
             stop_now_timeout=0.2,
         )
         self.thread = threading.Thread(target=self.supervise)

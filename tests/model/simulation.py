@@ -237,6 +237,7 @@ class Simulation:
         self.memory = bytearray(board_size(plan.peers))
         board = Board.format(self.memory, plan.peers)
         self._children = [Child(ChildSpec(one.name), board.block(one.name)) for one in plan.workers]
+        self._due: dict[str, float] = {one.name: 0.0 for one in plan.workers}  # who is to be launched, and when
         self._gateway = self._spawn(GATEWAY, lambda process: run_gateway(self, process))
 
     def _spawn(self, name: str, target: Callable[[Process], None]) -> Process:
@@ -265,8 +266,11 @@ class Simulation:
     def _launch_due(self, all_asleep: bool) -> bool:
         launched = False
         for child in self._children if self._gateway.up else ():
-            if child.due is not None and (child.due == 0 or all_asleep or self.policy.restart_now(child.name)):
+            due = self._due.get(child.name)
+            if due is not None and (due == 0 or all_asleep or self.policy.restart_now(child.name)):
+                del self._due[child.name]
                 child.launched_by(self._launch)
+                child.block.set(Field.GATE, 1)
                 launched = True
         return launched
 
@@ -307,7 +311,7 @@ class Simulation:
         child = next(one for one in self._children if one.name == name)
         child.process = None
         child.bury(Death(child.name, None, signal.SIGKILL, False, "killed"))
-        child.due = 1.0
+        self._due[name] = 1.0
         self.deaths += 1
 
     def _crash_system(self) -> None:

@@ -1,0 +1,46 @@
+"""Whether a worker handles messages at all: as the supervisor wants it, on behalf of its user (cell PAUSE).
+
+A paused worker beats, publishes and keeps house; what is sent to it waits in rings and outboxes. To drain is to handle
+what was sent until now, without calling sources, and to be paused then.
+"""
+
+from __future__ import annotations
+
+from actors.endpoint import Endpoint
+from actors.links import Link
+from bus import Cell, Field, Pause
+
+
+class Pausing:
+    """Of one worker, over its endpoint. To be looked at between transactions."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._asked = Pause.RUN
+        self._until: list[tuple[Link, int]] = []  # a drain ends when these were consumed
+
+    @property
+    def sources(self) -> bool:
+        """Sources may be called."""
+        return self._asked is Pause.RUN
+
+    def look(self) -> bool:
+        """Whether nothing is to be handled now."""
+        cells = self._endpoint.cells
+        asked = Pause(cells[Field.PAUSE])
+        if asked is not self._asked:
+            self._asked = asked
+            self._until = self._sent() if asked is Pause.DRAIN else []
+        if asked is Pause.DRAIN:
+            self._until = [(link, seq) for link, seq in self._until if link.inbound.watermark < seq]
+        paused = asked is Pause.PAUSE or (asked is Pause.DRAIN and not self._until)
+        if cells[Field.PAUSED] != paused:
+            cells[Field.PAUSED] = paused
+        return paused
+
+    def _sent(self) -> list[tuple[Link, int]]:
+        """What was committed towards this worker until now."""
+        links = self._endpoint.links
+        found = [(link, link.consuming.get(Cell.COMMITTED)) for link in links if link.consuming is not None]
+        me = self._endpoint.me
+        return [*found, (me, me.outbound.assigned)]
