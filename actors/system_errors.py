@@ -105,11 +105,11 @@ class HandlerFailed(RingleaderError):
         return f"{self.method} of handler {self.handler!r} failed {self.attempts} times in a row"
 
 
-class MessageFailed(HandlerFailed):
+class MessageFailed(RingleaderError):
     """A message whose failure ends its worker, as the handler's policy says. The cause is chained."""
 
     def __init__(self, handler: str, message_id: str, type: str, attempts: int, reason: str) -> None:  # noqa: A002
-        Exception.__init__(self, handler, message_id, type, attempts, reason)
+        super().__init__(handler, message_id, type, attempts, reason)
         self.handler, self.message_id, self.type, self.attempts = handler, message_id, type, attempts
         self.reason = reason
 

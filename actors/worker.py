@@ -30,7 +30,7 @@ from actors.plan import Plan, WorkerPlan
 from actors.process import arm_parent_death
 from actors.resume import RUNTIME, SESSION, Names
 from actors.sources import Sources
-from actors.system_errors import HandlerFailed, TopologyChanged
+from actors.system_errors import HandlerFailed, MessageFailed, TopologyChanged
 from actors.wiring import Wires, attach_board, connect
 from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Text, WorkerState, max_record
 from persist import Journal, JournalFull, JournalLocked, JournalPoisoned, PersistError, Recovered, Retain, Snapshot
@@ -70,6 +70,8 @@ def main(boot_bytes: bytes) -> None:
         code = exit_for(error, WorkerState(block.get(Field.STATE)))
         ours = code in (WorkerExit.JOURNAL_REFUSED, WorkerExit.JOURNAL_POISONED)
         words = f"{type(error).__name__}: {error}" if ours else "".join(traceback.format_exception(error))
+        if isinstance(error, MessageFailed) and error.__cause__ is not None:
+            words = "".join(traceback.format_exception(error.__cause__)) + str(error)  # the user's traceback alone
         block.set_text(Text.LAST_WORDS, words)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -88,6 +90,8 @@ def exit_for(error: BaseException, state: WorkerState) -> WorkerExit:
             return WorkerExit.JOURNAL_REFUSED  # trying again would find the same
         case OSError() if state is WorkerState.RECOVERING:
             return WorkerExit.JOURNAL_POISONED
+        case MessageFailed():
+            return WorkerExit.MESSAGE_FAILED
         case HandlerFailed():
             return WorkerExit.HANDLER_FAILED
     return WorkerExit.START_FAILED if state is WorkerState.STARTING else WorkerExit.CRASHED

@@ -23,7 +23,8 @@ PURE = {
     "persist": {"errors", "format", "history_errors", "link", "names", "recovery", "retention"},
     "persist.ilm": {"backend", "errors", "flight", "identity", "message", "options", "session", "transport", "wire"},
     "actors": {
-        "annotations", "codec", "components", "errors", "exits", "fingerprint", "handler", "handler_policy", "message",
+        "annotations", "attempts", "codec", "components", "errors", "exits", "fingerprint", "handler", "handler_policy",
+        "letter_commands", "message",
         "outgoing", "plan", "process_options", "replies", "restart", "resume", "sends", "shipping", "supervision",
         "system_errors", "table", "validate",
     },
