@@ -129,6 +129,7 @@ class Child:
     def write_death(self, death: Death, now_ns: int) -> None:
         """Keep the death, and as much of the last words as there is room for, until the next death."""
         number = _number(death)
+        self.block.set(Field.DEATHS, self.block.get(Field.DEATHS) + 1)
         head = death.reason if death.code is None and death.signal is None else describe(number)
         head = f"{self.kill_reason}: {head}" if self.kill_reason else head
         words = self.block.text(Text.LAST_WORDS).strip().encode("utf-8", "replace")

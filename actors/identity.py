@@ -37,6 +37,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     board: str = ""  # name of the shared-memory segment with the status blocks
     workers: tuple[str, ...] = ()
     handlers: dict[str, tuple[str, ...]] = {}  # worker -> its handlers, in the order of their indexes
+    groups: dict[str, str] = {}  # worker -> the groups it is in, the outermost first, with slashes between them
     peers: tuple[str, ...] = ()  # in the order of their indexes
     edges: tuple[EdgeIdentity, ...] = ()
 
@@ -48,6 +49,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerEnd(msgspec.Struct, frozen=True):
     restarts: int
     last_death: str
+    deaths: int = 0
+    gave_up: bool = False
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +61,7 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     ended_ns: int = 0  # wall clock
     workers: dict[str, WorkerEnd] = {}
+    pending: dict[str, int] = {}  # "sender -> receiver": messages that were committed and not consumed
 
 
 def new_identity(name: str) -> Identity:

@@ -138,6 +138,21 @@ class Plan:
         between = [(edge.source, edge.target) for edge in self.edges if GATEWAY not in (edge.source, edge.target)]
         return strongly_connected([worker.name for worker in self.workers], between)
 
+    @cached_property
+    def paths(self) -> dict[str, str]:
+        """Worker -> the groups it is in, the outermost first, with slashes between them; who is in none is left out."""
+        around = {member: group.name for group in self.groups for member in group.members}
+        found: dict[str, str] = {}
+        for worker in self.workers:
+            path: list[str] = []
+            at = around[worker.name]
+            while at:
+                path.insert(0, at)
+                at = around[at]
+            if path:
+                found[worker.name] = "/".join(path)
+        return found
+
     def worker(self, name: str) -> WorkerPlan:
         return self._workers[name]
 

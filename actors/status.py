@@ -38,7 +38,7 @@ from actors.status_types import (
     WorkerStatus,
     with_rates,
 )
-from actors.status_words import dead_summary, death, duration, first_line, running_summary
+from actors.status_words import dead_summary, death, duration, ended_notes, first_line, running_summary
 
 __all__ = [
     "EdgeStatus",
@@ -204,11 +204,14 @@ def _stopped(path: Path, identity: Identity, ending: Exit) -> SystemStatus:
         reason=ending.reason,
         at_unix_seconds=ending.ended_ns / 1e9,
         last_deaths=deaths,
+        deaths={worker: end.deaths for worker, end in ending.workers.items() if end.deaths},
+        gave_up=tuple(worker for worker, end in ending.workers.items() if end.gave_up),
+        pending_messages=ending.pending,
     )
     return replace(
         _base(path, identity, Condition.STOPPED, summary),
         ended=ended,
-        notes=tuple(f"worker {worker}: last death: {reason}" for worker, reason in deaths.items()),
+        notes=ended_notes(ended),
         journal_bytes_on_disk=_journal_bytes(path),
     )
 

@@ -93,10 +93,13 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     handlers: tuple[str, ...]
     pid: int | None
-    state: str  # new, starting, recovering, running, draining, stopping, stopped, dead, gave_up
+    group: str  # the groups it is supervised in, the outermost first, with slashes; empty: the root only
+    state: str  # new, starting, recovering, waiting, running, draining, stopping, stopped, dead, gave_up
+    paused: bool  # it handles nothing until it is resumed
     health: Health
     epoch: int
     restarts: int
+    deaths: int  # ends that were neither clean nor asked for
     last_death: str  # the reason in one line; empty if it never died
     last_death_age_seconds: float | None
     uptime_seconds: float | None  # of this incarnation
@@ -152,6 +155,9 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     at_unix_seconds: float
     last_deaths: dict[str, str]  # worker -> reason, for those that ever died
+    deaths: dict[str, int] = {}  # worker -> how often
+    gave_up: tuple[str, ...] = ()  # workers that were given up
+    pending_messages: dict[str, int] = {}  # "sender -> receiver": committed, and not consumed before the end
 
 
 class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors.plan import GATEWAY
-from actors.status_types import Alarm, Condition, Health, SystemStatus, WorkerStatus
+from actors.status_types import Alarm, Condition, Ended, Health, SystemStatus, WorkerStatus
 
 SHOWN = 200  # characters of a text that a handler may have had a part in
 
@@ -114,6 +114,22 @@ def notes_of(status: SystemStatus) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def ended_notes(ended: Ended) -> tuple[str, ...]:
+    """Who died of what and how often, who was given up, and what waits for the next start."""
+    notes = []
+    for worker, reason in ended.last_deaths.items():
+        given_up = ", given up" if worker in ended.gave_up else ""
+        times = plural(ended.deaths.get(worker, 1), "death")
+        notes.append(f"worker {worker}: {times}{given_up}; last death: {reason}")
+    down = [worker for worker in ended.gave_up if worker not in ended.last_deaths]
+    if down:
+        notes.append(f"given up together with others: {', '.join(down)}")
+    if ended.pending_messages:
+        waiting = ", ".join(f"{count} on {edge}" for edge, count in ended.pending_messages.items())
+        notes.append(f"pending at the end: {waiting}")
+    return tuple(notes)
+
+
 def worker_note(worker: WorkerStatus, condition: Condition) -> str:
     """What is wrong with a worker now; empty if nothing is."""
     who = f"worker {worker.name} (process {worker.pid})"
@@ -130,6 +146,8 @@ def worker_note(worker: WorkerStatus, condition: Condition) -> str:
         return f"{who} hangs, or takes long: no heartbeat for {duration(worker.heartbeat_age_seconds or 0)}{where}"
     if worker.health is Health.GONE:
         return f"{who} is gone, and its supervisor has not dealt with it yet{busy}"
+    if worker.paused:
+        return f"worker {worker.name} is paused: it handles nothing until `ringleader resume`"
     if worker.state == "gave_up":
         return f"worker {worker.name} was given up: {worker.last_death}"
     return ""

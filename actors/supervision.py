@@ -11,8 +11,8 @@ What holds:
 - A death is dealt with by the innermost group. When that gives up, it is a death in the group around it, which restarts
   the whole group, with a fresh window, or gives up in turn. Unlike in OTP, where a supervisor that gives up exits with
   `shutdown`, this is an abnormal end: a `transient` group is started again, a `temporary` one stays down.
-- A temporary worker that is stopped for the sake of a sibling stays away; a transient one that had ended normally comes
-  back with its siblings. Both as in OTP.
+- A temporary member that is stopped for the sake of a sibling stays away; a transient one that had ended normally comes
+  back with its siblings; a group that is started again starts all of its members. As in OTP.
 - A restart that was asked for concerns one worker and counts against no limit.
 """
 
@@ -285,15 +285,14 @@ class Supervision:
         return [GroupGaveUp(group, workers, decision.reason), *outcomes]
 
     def _restart(self, node: _Node, dead: str, now: float, delay: float) -> Restarting:
-        names: list[str] = []
-        for member in affected(node.group.strategy, node.group.members, dead):
-            if member == dead or not self._stays_away(member):
-                names += [leaf for leaf in self.leaves(member) if member == dead or not self._stays_away(leaf)]
-                self._forget(member)
-            else:
-                self._dismiss(self.leaves(member))
-        stopped = tuple(name for name in names if self.seats[name].phase is not Phase.DOWN)
-        self._order(names, now + delay)
+        members = affected(node.group.strategy, node.group.members, dead)
+        concerned = [leaf for member in members for leaf in self.leaves(member)]
+        back = [member for member in members if member == dead or not self._stays_away(member)]
+        names = [leaf for member in back for leaf in self.leaves(member)]
+        for member in members:
+            self._forget(member)
+        stopped = tuple(name for name in concerned if self.seats[name].phase is not Phase.DOWN)
+        self._order(names, now + delay, self._dismiss(concerned))
         return Restarting(tuple(names), delay, stopped)
 
     def _stays_away(self, member: str) -> bool:
@@ -310,9 +309,9 @@ class Supervision:
                 self._forget(inner)
 
     # ------------------------------------------------------------------------------------------------ orders
-    def _order(self, names: Sequence[str], due: float) -> None:
-        """Have all of them started, in this order. Those who live end first, in the reverse order."""
-        living = self._dismiss(names)
+    def _order(self, names: Sequence[str], due: float, clear: frozenset[str] = frozenset()) -> None:
+        """Have all of them started, in this order, when those of `clear` are dead; who of them lives ends first."""
+        living = self._dismiss(names) | clear
         for number, name in enumerate(names):
             seat = self.seats[name]
             waiting = {one for one in seat.gate if self.seats[one].phase is not Phase.UP}
@@ -344,11 +343,14 @@ class Supervision:
 
     def stop_now(self, now: float, grace: float) -> None:
         """Have all of them end at once; after `grace` seconds they are killed."""
-        self.stop()
+        if not self.stopping:
+            self.stop()
         for seat in self.seats.values():
             leaving = seat.leaving
-            if leaving is not None and not leaving.killed:
+            if leaving is not None:
                 leaving.after, leaving.limit = frozenset(), min(leaving.limit, grace)
+                if leaving.deadline is not None:
+                    leaving.deadline = min(leaving.deadline, now + grace)
 
 
 def _policy(group: Group, backoff: Policy) -> Policy:

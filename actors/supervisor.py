@@ -147,6 +147,11 @@ class Supervisor:
         self._settled.wait(timeout)
         return self._up
 
+    @property
+    def idle(self) -> bool:
+        """Every request was taken."""
+        return not self._requests
+
     def _request(self, request: _Request, worker: str, reason: str) -> None:
         if worker and worker not in self._children:
             raise UnknownWorker(worker, tuple(self._children))
@@ -368,6 +373,8 @@ class Supervisor:
                 self._begin_stop()
 
     def _comes_again(self, child: Child, delay: float) -> None:
+        if child.process is not None:
+            child.supervised_as(WorkerState.STOPPING)
         child.restarts += 1
         child.block.set(Field.RESTARTS, child.restarts)
         self._publish(events.WorkerRestarting(child.name, delay, child.restarts))

@@ -11,7 +11,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -31,8 +31,8 @@ from actors.replies import type_key
 from actors.restart import Policy
 from actors.resume import Names
 from actors.rundir import RunDirectory
-from actors.supervisor import Supervisor
-from actors.system_errors import BadReply, StartFailed
+from actors.supervisor import FIRST_LOOK, LONGEST_LOOK, Supervisor
+from actors.system_errors import BadReply, StartFailed, SystemClosed
 from actors.takeover import Move, carry, moves
 from actors.wiring import Wires, attach_board, attach_ring, board_name, connect, create_segments, ring_name
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
@@ -166,6 +166,50 @@ class System:
             raise self._failure
         return self._status
 
+    def restart(self, worker: str, timeout: float = 60.0) -> None:
+        """Ends this worker between two transactions, starts it anew, and returns when the new incarnation is up.
+
+        Also for one that had ended or was given up. It takes nothing from anybody and counts against no limit; at level
+        `memory` the state of its handlers is lost. Raises UnknownWorker, SystemClosed, and TimeoutError.
+        """
+        restarts = self._board.block(worker).get(Field.RESTARTS) if worker in self._board.names else 0
+        self._supervisor.request_restart(worker)
+        block = self._board.block(worker)
+
+        def is_back() -> bool:
+            return block.get(Field.RESTARTS) > restarts and block.get(Field.SUPERVISED_STATE) == WorkerState.RUNNING
+
+        self._await(is_back, f"worker {worker!r} has not come up again", timeout)
+
+    def pause(self, worker: str, timeout: float = 60.0) -> None:
+        """Returns when this worker handles nothing any more; messages to it wait, for `resume`. Raises as `restart`."""
+        self._supervisor.request_pause(worker)
+        self._await(lambda: self._is_paused(worker), f"worker {worker!r} has not paused", timeout)
+
+    def drain(self, worker: str, timeout: float = 60.0) -> None:
+        """The same, once it has handled what was sent to it until now; its sources are not called any more."""
+        self._supervisor.request_drain_worker(worker)
+        self._await(lambda: self._is_paused(worker), f"worker {worker!r} has not drained", timeout)
+
+    def resume(self, worker: str, timeout: float = 60.0) -> None:
+        """Returns when this worker handles messages again."""
+        self._supervisor.request_resume(worker)
+        self._await(lambda: not self._is_paused(worker), f"worker {worker!r} has not resumed", timeout)
+
+    def _is_paused(self, worker: str) -> bool:
+        return bool(self._board.block(worker).get(Field.PAUSED))
+
+    def _await(self, state: Callable[[], bool], what: str, timeout: float) -> None:
+        deadline, pause = time.monotonic() + timeout, FIRST_LOOK
+        while True:
+            if self._ended.wait(pause) or self._supervisor.state >= WorkerState.DRAINING:
+                raise SystemClosed(self.name)
+            if self._supervisor.idle and state():
+                return
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"{what} within {timeout:g} s")
+            pause = min(pause * 1.5, LONGEST_LOOK)
+
     def block(self, worker: str) -> Block:
         """The status block of a worker (or of the gateway), as it changes. Read only."""
         return self._board.block(worker)
@@ -218,6 +262,7 @@ class System:
             board=board_name(identity.run_id),
             workers=tuple(worker.name for worker in plan.workers),
             handlers={worker.name: tuple(one.name for one in worker.handlers) for worker in plan.workers},
+            groups=plan.paths,
             peers=plan.peers,
             edges=tuple(EdgeIdentity(e.source, e.target, ring_name(identity.run_id, e)) for e in plan.edges),
         )
@@ -349,11 +394,27 @@ class System:
                 reason=self._supervisor.reason,
                 ended_ns=time.time_ns(),
                 workers={
-                    worker.name: WorkerEnd(block.get(Field.RESTARTS), block.text(Text.LAST_DEATH))
+                    worker.name: WorkerEnd(
+                        block.get(Field.RESTARTS),
+                        block.text(Text.LAST_DEATH),
+                        block.get(Field.DEATHS),
+                        block.get(Field.SUPERVISED_STATE) == WorkerState.GAVE_UP,
+                    )
                     for worker, block in zip(self.plan.workers, self._blocks, strict=True)
                 },
+                pending=self._pending(),
             )
         )
+
+    def _pending(self) -> dict[str, int]:
+        """What was committed and not consumed, by edge; nothing of it is lost."""
+        counts = {
+            f"{edge.source} -> {edge.target}": ring.get(Cell.COMMITTED) - ring.get(Cell.ACK)
+            for edge, ring in zip(self.plan.edges, self._views, strict=True)
+        }
+        for worker, block in zip(self.plan.workers, self._blocks, strict=True):
+            counts[f"{worker.name} -> {worker.name}"] = block.get(Field.CARRIED) - block.get(Field.CARRIED_ACK)
+        return {edge: count for edge, count in counts.items() if count > 0}
 
     def _give_back(self) -> None:
         """Segments and lock; whatever happened before, none of them stays."""

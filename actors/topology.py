@@ -21,6 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.annotations import alternatives
+from actors.declaration import (
+    Declaration,
+    DeclaredExternal,
+    DeclaredGroup,
+    DeclaredOptions,
+    DeclaredRoute,
+    DeclaredWorker,
+)
 from actors.errors import Problem, TopologyError
 from actors.fingerprint import fingerprint, type_text
 from actors.handler import Handler, HandlerSpec
@@ -29,15 +37,7 @@ from actors.message import Message, type_name
 from actors.plan import GATEWAY, REPLY, Group, HandlerPlan, Limits, Plan, Route, WorkerPlan, number_edges
 from actors.process_options import ProcessOptions
 from actors.restart import ChildSpec, Restart, Strategy
-from actors.validate import (
-    Declaration,
-    DeclaredExternal,
-    DeclaredGroup,
-    DeclaredOptions,
-    DeclaredRoute,
-    DeclaredWorker,
-    problems,
-)
+from actors.validate import problems
 
 if TYPE_CHECKING:
     from actors.events import Observer

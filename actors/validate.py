@@ -9,79 +9,17 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from actors.declaration import Declaration
 from actors.errors import Problem
-from actors.handler import Handler, HandlerDescription, HandlerSpec, describe
+from actors.handler import Handler, HandlerDescription, HandlerSpec
 from actors.message import Message, check_encodable, type_name
+from actors.naming import RESERVED, closest, name_problems
+from actors.validate_supervision import supervision_problems
 
 LEVELS = ("memory", "process", "power")
-RESERVED = ("gateway",)
-NAME = re.compile(r"[a-z0-9_-]{1,64}")
-
-
-@dataclass(frozen=True, slots=True)
-class DeclaredWorker:
-    name: Any  # as it was given: nothing is checked yet
-    handlers: Mapping[str, Any]
-    where: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeclaredRoute:
-    source: Any
-    types: tuple[Any, ...]
-    targets: tuple[Any, ...]
-    where: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeclaredExternal:
-    handler: Any
-    types: tuple[Any, ...]  # none: all it handles
-    where: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeclaredOptions:
-    """Options of a worker: of its supervision, or of its process."""
-
-    worker: Any
-    options: Mapping[str, Any]  # those that were given
-    where: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeclaredGroup:
-    name: Any
-    members: tuple[Any, ...]
-    options: Mapping[str, Any]
-    where: str
-
-
-@dataclass(slots=True)
-class Declaration:
-    """What a Topology was told, unchecked, in the order in which it was told."""
-
-    name: Any
-    durability: Any
-    numbers: Mapping[str, Any]
-    workers: list[DeclaredWorker] = field(default_factory=list)
-    routes: list[DeclaredRoute] = field(default_factory=list)
-    externals: list[DeclaredExternal] = field(default_factory=list)
-    supervised: list[DeclaredOptions] = field(default_factory=list)
-    processes: list[DeclaredOptions] = field(default_factory=list)
-    groups: list[DeclaredGroup] = field(default_factory=list)
-    strategy: Any = "one_for_one"  # of the root
-    descriptions: dict[type, HandlerDescription] = field(default_factory=dict)
-
-    def describe(self, cls: type[Handler]) -> HandlerDescription:
-        if cls not in self.descriptions:
-            self.descriptions[cls] = describe(cls)
-        return self.descriptions[cls]
 
 
 def problems(declaration: Declaration) -> list[Problem]:
@@ -91,6 +29,7 @@ def problems(declaration: Declaration) -> list[Problem]:
     return [
         *_topology(declaration),
         *_workers(declaration),
+        *supervision_problems(declaration),
         *_handlers(declaration, known),
         *_routes(declaration, hosted, known),
         *_externals(declaration, hosted, known),
@@ -99,30 +38,9 @@ def problems(declaration: Declaration) -> list[Problem]:
     ]
 
 
-def closest(name: object, options: Iterable[str], what: str) -> str:
-    """A suggestion for a name that is not among the options."""
-    names = list(options)
-    match = difflib.get_close_matches(str(name).lower(), names, 1)
-    if match:
-        return f"did you mean {match[0]!r}?"
-    if not names:
-        return f"there are no {what} yet"
-    return f"the {what} are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-
-
 def _class_of(value: Any) -> type[Handler] | None:
     cls = value.cls if isinstance(value, HandlerSpec) else value
     return cls if isinstance(cls, type) and issubclass(cls, Handler) and cls is not Handler else None
-
-
-def _name(name: Any, what: str, where: str) -> Iterator[Problem]:
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        tame = re.sub(r"[^a-z0-9_-]+", "-", str(name).lower()).strip("-")[:64]
-        hint = "names are 1 to 64 of a-z, 0-9, _ and -" + (f": how about {tame!r}?" if tame else "")
-        yield Problem("bad-name", str(name), f"{what} name {name!r} cannot be used", hint, where)
-    elif name in RESERVED:
-        hint = "it is the name of the world outside; take another one"
-        yield Problem("reserved-name", name, f"{what} name {name!r} is reserved", hint, where)
 
 
 # What a number must be: whole or not, and its least value.
@@ -143,7 +61,7 @@ _NUMBERS: Mapping[str, tuple[type, int]] = {
 
 
 def _topology(declaration: Declaration) -> Iterator[Problem]:
-    yield from _name(declaration.name, "topology", "")
+    yield from name_problems(declaration.name, "topology", "")
     if declaration.durability not in LEVELS:
         hint = closest(declaration.durability, LEVELS, "levels")
         yield Problem(
@@ -188,7 +106,7 @@ def _workers(declaration: Declaration) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     homes: dict[str, str] = {}
     for worker in declaration.workers:
-        yield from _name(worker.name, "worker", worker.where)
+        yield from name_problems(worker.name, "worker", worker.where)
         if not isinstance(worker.name, str):
             continue
         if worker.name in seen:
@@ -204,7 +122,7 @@ def _workers(declaration: Declaration) -> Iterator[Problem]:
             )
             yield Problem("empty-worker", str(worker.name), text, hint, worker.where)
         for name in worker.handlers:
-            yield from _name(name, "handler", worker.where)
+            yield from name_problems(name, "handler", worker.where)
             if name in homes:
                 text = f"handler name {name!r} is used twice, in worker {homes[name]!r} and in worker {worker.name!r}"
                 hint = "a name stands for one handler, with one state: give the second a name of its own"

@@ -231,6 +231,7 @@ class Field(IntEnum):
     SUPERVISED_STATE = 52  # a WorkerState
     GATE = 53  # 1: those before it in the order of start are up, so its handlers may be made
     PAUSE = 54  # a Pause
+    DEATHS = 55  # ends that were neither clean nor asked for
 
 
 SIGNED: Final = frozenset({Field.LAST_DEATH_CODE})

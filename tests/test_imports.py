@@ -26,7 +26,8 @@ PURE = {
         "annotations", "attempts", "codec", "components", "errors", "exits", "fingerprint", "handler", "handler_policy",
         "letter_commands", "message",
         "outgoing", "plan", "process_options", "replies", "restart", "resume", "sends", "shipping", "supervision",
-        "system_errors", "table", "validate",
+        "system_errors", "table", "validate", "validate_supervision", "naming",
+        "declaration",
     },
 }  # fmt: skip
 ACTING = {

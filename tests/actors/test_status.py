@@ -393,7 +393,7 @@ def test_a_stopped_system_says_how_it_ended(fake: Fake) -> None:
     assert status.ended is not None
     assert (status.ended.status, status.ended.name) == (3, "GAVE_UP")
     assert status.ended.last_deaths == {"stats": "killed by SIGSEGV"}
-    assert status.notes == ("worker stats: last death: killed by SIGSEGV",)
+    assert status.notes == ("worker stats: 1 death; last death: killed by SIGSEGV",)
 
 
 def test_how_an_earlier_run_ended_says_nothing_about_this_one(fake: Fake) -> None:

@@ -31,6 +31,7 @@ SUPERVISORS = {
     Field.SUPERVISED_STATE,
     Field.GATE,
     Field.PAUSE,
+    Field.DEATHS,
 }
 
 

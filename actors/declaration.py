@@ -1,0 +1,70 @@
+"""What a Topology was told, before anything of it is checked. Pure records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.handler import Handler, HandlerDescription, describe
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredWorker:
+    name: Any  # as it was given: nothing is checked yet
+    handlers: Mapping[str, Any]
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredRoute:
+    source: Any
+    types: tuple[Any, ...]
+    targets: tuple[Any, ...]
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredExternal:
+    handler: Any
+    types: tuple[Any, ...]  # none: all it handles
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredOptions:
+    """Options of a worker: of its supervision, or of its process."""
+
+    worker: Any
+    options: Mapping[str, Any]  # those that were given
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredGroup:
+    name: Any
+    members: tuple[Any, ...]
+    options: Mapping[str, Any]
+    where: str
+
+
+@dataclass(slots=True)
+class Declaration:
+    """What a Topology was told, unchecked, in the order in which it was told."""
+
+    name: Any
+    durability: Any
+    numbers: Mapping[str, Any]
+    workers: list[DeclaredWorker] = field(default_factory=list)
+    routes: list[DeclaredRoute] = field(default_factory=list)
+    externals: list[DeclaredExternal] = field(default_factory=list)
+    supervised: list[DeclaredOptions] = field(default_factory=list)
+    processes: list[DeclaredOptions] = field(default_factory=list)
+    groups: list[DeclaredGroup] = field(default_factory=list)
+    strategy: Any = "one_for_one"  # of the root
+    descriptions: dict[type, HandlerDescription] = field(default_factory=dict)
+
+    def describe(self, cls: type[Handler]) -> HandlerDescription:
+        if cls not in self.descriptions:
+            self.descriptions[cls] = describe(cls)
+        return self.descriptions[cls]
