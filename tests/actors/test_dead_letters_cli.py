@@ -158,7 +158,7 @@ def test_somebody_elses_system_is_left_alone(fake: FakeSystem, command: str, mon
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     result = ringleader(command, "trades", *([] if command == "list" else ["--all"]))
     assert result.exit_code == 5
-    assert "belongs to user" in result.stderr
+    assert "belongs to another user" in result.stderr
 
 
 # ---------------------------------------------------------------------------------------------------- requeue, drop
@@ -226,9 +226,12 @@ def test_a_running_system_that_cannot_be_asked_says_so(fake: FakeSystem) -> None
 
 def test_at_level_memory_letters_are_named_with_their_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(
-        dead_letters_cli, "ask_running", lambda path, request: asked.append(read_request(request)) or []
-    )
+
+    def answer(path: Path, request: dict[str, Any]) -> Any:
+        asked.append(read_request(request))
+        return []
+
+    monkeypatch.setattr(dead_letters_cli, "ask_running", answer)
     fake = FakeSystem(home, "quick", level="memory", shared_memory=False)
     try:
         with RunDirectory.open(fake.path) as directory:
