@@ -11,7 +11,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -49,6 +49,8 @@ from bus.segment import remove_stale
 from persist import Journal, Recovered, Snapshot, read
 
 if TYPE_CHECKING:
+    from actors.dead_letters import LetterChange
+    from actors.letter_commands import Action
     from actors.status import SystemStatus
 
 READY_TIMEOUT = 60.0
@@ -136,6 +138,29 @@ class System:
         from actors.status import read_status
 
         return read_status(self.directory)
+
+    def requeue_dead_letters(
+        self, letters: Iterable[tuple[str, str, int]], timeout: float = 30.0
+    ) -> list[LetterChange]:
+        """Has dead letters, each named by (worker, peer, sequence number), handled again: as new messages of the worker
+        to itself, exactly once, with all attempts before them. Tells of each what has become of it, in the same order.
+
+        Where a worker has not answered in time, that is the letter's `problem`: it will take effect all the same.
+        """
+        return self._change_letters("requeue", letters, timeout)
+
+    def drop_dead_letters(self, letters: Iterable[tuple[str, str, int]], timeout: float = 30.0) -> list[LetterChange]:
+        """Forgets dead letters for good; otherwise as `requeue_dead_letters`."""
+        return self._change_letters("drop", letters, timeout)
+
+    def _change_letters(
+        self, action: Action, letters: Iterable[tuple[str, str, int]], timeout: float
+    ) -> list[LetterChange]:
+        from actors.dead_letters import LetterPlace
+        from actors.letters_running import change_running
+
+        places = [LetterPlace(*letter) for letter in letters]
+        return change_running(self.plan, self._gateway, action, places, timeout)
 
     def stop(self, drain: bool = True, timeout: float | None = None) -> ExitStatus:
         """Ends the system: handles what is under way (`drain`), stops the workers. Returns the exit status.
