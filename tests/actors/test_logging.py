@@ -408,11 +408,7 @@ def test_logs_are_there_after_the_supervisor_was_killed(
     )
     workers = {json.loads(line)["worker"] for line in shown.stdout.splitlines()}
     again = program(*script(tmp_path, 10**9))
-    until(
-        lambda: sum(line.extra.get("event") == "SystemStarted" for line in lines(tmp_path / "run")) == 2,
-        "a new one",
-        60,
-    )
+    until(lambda: sum(line.extra.get("event") == "SystemStarted" for line in lines(tmp_path / "run")) == 2, "a new one")
     again.terminate()
     assert again.wait(60) == 0
     assert workers == {"hall"}
