@@ -6,6 +6,7 @@ Everything is imported where it is used: `status` shall be there at once.
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -13,6 +14,7 @@ import typer
 
 from actors.control_cli import register
 from actors.journal_cli import journal
+from actors.log_cli import logs
 
 if TYPE_CHECKING:
     from actors.identity import Identity
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 STILL_RUNNING = 6  # of `stop`
 INTERRUPTED = 130
+
+
+class LogFormat(Enum):
+    TEXT = "text"
+    JSON = "json"
+
 
 app = typer.Typer(
     name="ringleader",
@@ -31,6 +39,7 @@ app = typer.Typer(
 )
 dead_letters = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(dead_letters, name="dead-letters", help="Messages that were given up on.")
+app.command()(logs)
 app.add_typer(journal, name="journal", help="What is on disk: segments, transactions, damage and its repair.")
 
 SystemArgument = Annotated[
@@ -73,11 +82,18 @@ def _ringleader(
 def run(
     target: Annotated[str, typer.Argument(metavar="FILE[:NAME]", help="A Python file, and which topology of it.")],
     home: HomeOption = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", metavar="LEVEL", help="What is logged to stderr, from `warning` on.")
+    ] = None,
+    log_format: Annotated[
+        LogFormat | None, typer.Option("--log-format", help="For people (the default), or for programs.")
+    ] = None,
 ) -> None:
     """Run the topology in a Python file until it ends; the first Ctrl-C drains, the second stops now.
 
     The file is imported: code under `if __name__ == "__main__"` does not run. NAME is a variable of it, or the name of
-    a topology; it is needed only if there are several.
+    a topology; it is needed only if there are several. What is logged, by the workers too, goes to stderr, unless the
+    file configures logging itself; `ringleader logs` shows it later.
 
     \b
     Exit status:
@@ -105,6 +121,7 @@ def run(
         _fail(str(error), ExitStatus.USAGE)
     except NoTopology as error:
         _fail(str(error), ExitStatus.USAGE)
+    _log_to_stderr(log_level, log_format)
     topology.run()
 
 
@@ -266,6 +283,18 @@ def list_dead_letters(
     for one in letters.unreadable:
         print(f"journal of worker {one.worker}: {one.problem}", file=sys.stderr)
     raise typer.Exit(1 if letters.unreadable else 0)
+
+
+def _log_to_stderr(level: str | None, format_: LogFormat | None) -> None:
+    from actors.log_format import configure
+    from actors.log_record import level_number
+
+    try:
+        number = level_number(level or "warning")
+    except ValueError as error:
+        _fail(f"--log-level: {error}", 2)
+    if not configure(number, format_ is LogFormat.JSON) and (level or format_):
+        print("ringleader: --log-level and --log-format change nothing: the file configures logging", file=sys.stderr)
 
 
 def _identity(path: Path) -> Identity | None:

@@ -88,6 +88,7 @@ class Hosted:
         state = self._make_state()
         if state is not None:
             vars(instance)["state"] = state
+        self._context.handler = self.name
         instance.__init__(*self.plan.spec.args, **self.plan.spec.kwargs)  # type: ignore[misc]
         self.instance = instance
         return instance

@@ -5,6 +5,7 @@
     HOME/NAME/exit.json      how the run that identity.json tells of has ended; missing while it runs and after a crash
     HOME/NAME/journals/W/    the journal of worker W
     HOME/NAME/control.sock   where a running system takes commands
+    HOME/NAME/log.jsonl      what workers and supervisor have logged; log.jsonl.1 is what was there before
 
 The boundary of trust is the user id. Everything is made and opened relative to a directory that was checked to belong
 to this user and to be writable by nobody else; links are never followed; directories are 0700, files 0600.
@@ -200,6 +201,10 @@ class RunDirectory:
                 return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
+
+    def duplicate(self) -> int:
+        """A descriptor of the directory, for the caller to close."""
+        return os.dup(self._fd)
 
     def write_identity(self, identity: Identity) -> None:
         """Say who runs it from now on. What is left of the run before goes."""

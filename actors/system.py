@@ -28,6 +28,9 @@ from actors.gateway import Gateway
 from actors.hang import Limits
 from actors.housekeeping import Housekeeping
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, stale_prefix
+from actors.log_collect import Collector
+from actors.log_file import LogFile
+from actors.log_worker import Levels
 from actors.message import Message
 from actors.plan import GATEWAY, Plan, WorkerPlan
 from actors.process import WorkerProcess
@@ -79,7 +82,9 @@ class System:
             self._blocks = [self._board.block(worker.name) for worker in plan.workers]
             self._views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
             self._gateway = self._open_gateway()
-            self._supervisor = self._make_supervisor(observer, beat)
+            self._logs = Collector(plan.name, LogFile(self._directory.duplicate(), plan.limits.log_bytes))
+            self._wires.undo.append(self._logs.close)
+            self._supervisor = self._make_supervisor(self._logs.observer(observer), beat)
             self._control = self._make_control()
         except BaseException:
             self._give_back()
@@ -220,6 +225,7 @@ class System:
     # ------------------------------------------------------------------------------------------------ starting
     def start(self, timeout: float = READY_TIMEOUT) -> Self:
         """Starts everything and returns when every worker is up. Raises StartFailed, and nothing runs then."""
+        self._logs.start()
         self._thread.start()
         self._gateway.start()
         self._control.start()
@@ -346,12 +352,14 @@ class System:
             suspect=suspect,
             attempts=attempts,
         )
-        return WorkerProcess.start(
-            main,
-            (cloudpickle.dumps(boot),),
-            f"ringleader: {self.name}/{name}",
-            options=self.plan.worker(name).process,
-        )
+        with self._logs.channel(name) as log:
+            return WorkerProcess.start(
+                main,
+                (cloudpickle.dumps(boot), Levels.of_program()),
+                f"ringleader: {self.name}/{name}",
+                pass_fds=[log],
+                options=self.plan.worker(name).process,
+            )
 
     def _resolve(self, name: str) -> type[Message]:
         """The class of a reply. Only what this process has defined or imported: nothing is imported for a reply."""
@@ -393,7 +401,7 @@ class System:
     def _end(self) -> None:
         """Each step whatever became of the one before: nothing may stay, and nobody may wait for ever."""
         # The end is on record before the socket goes: whoever finds nobody there knows why.
-        for step in (self._gateway.close, self._record_end, self._control.close, self._give_back):
+        for step in (self._gateway.close, self._record_end, self._control.close, self._logs.close, self._give_back):
             try:
                 step()
             except Exception as failure:

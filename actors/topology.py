@@ -69,6 +69,7 @@ class Topology:
                         `persist.replay`, after everything in it has been consumed; 0: no such limit
     retain_seconds      and for how long; 0: no such limit. With neither, no history is kept; with both, what either
                         lets go goes
+    log_bytes           how much of what workers and supervisor log is kept for `ringleader logs`; 0: nothing
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Topology:
         strategy: str = "one_for_one",
         retain_bytes: int = 0,
         retain_seconds: float = 0.0,
+        log_bytes: int = 8 << 20,
     ) -> None:
         self.name = name
         self.durability = durability
@@ -107,6 +109,7 @@ class Topology:
             "drain_timeout": drain_timeout,
             "retain_bytes": retain_bytes,
             "retain_seconds": retain_seconds,
+            "log_bytes": log_bytes,
         }
         self._declaration = Declaration(name, durability, numbers, strategy=strategy)
 
