@@ -46,6 +46,7 @@ class Answers:
         except SenderError as error:
             error.blame(context.handler)
             raise
+        # failpoint: reply-packed
         context.replied = True
         if asked:
             self._add(0, body)

@@ -170,6 +170,7 @@ class Careful:
             with contextlib.suppress(JournalFull):  # the next one may be counted
                 self._endpoint.commit(attempts=[(*key, count)])
                 self._counted.add(key)
+                # failpoint: attempt-counted
 
     def _wait(self, link: Link, until: float, tolerance: Tolerance) -> None:
         """Either this link, or everything."""
@@ -203,7 +204,9 @@ class Careful:
         arrival.link.inbound.stage(seq)
         if arrival.flags & FLAG_ASK:
             self._answers.fail(seq, letter.handler, letter.type, reason)
+        # failpoint: dead-letter-made
         self._dispatcher.commit(self._dispatcher.prepare(), [letter])
+        # failpoint: dead-letter-buried
 
     def _last_death(self) -> str:
         """What the supervisor kept of the death that used up the attempts, or of a later one."""

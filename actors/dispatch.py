@@ -99,6 +99,7 @@ class Dispatcher:
             prepared = self.prepare()
             prepared.keys.append((len(self.hosted), SESSION, self._session))
             self.commit(prepared)
+            # failpoint: start-committed
 
     def stop(self) -> None:
         """Calls `on_stop` of every handler, in reverse order, as one transaction."""
@@ -121,6 +122,7 @@ class Dispatcher:
                 self._cells[Field.BUSY_HANDLER] = one.index + 1
                 one.make()
             self._bind()
+            # failpoint: handlers-made
             try:
                 for one in hosted:
                     self._start_one(one)
@@ -134,9 +136,11 @@ class Dispatcher:
                 return
 
     def _start_one(self, hosted: Hosted) -> None:
+        # failpoint: on-start-before
         if hosted.plan.description.has_on_start:
             self._enter(hosted)
             hosted.instance.on_start()
+            # failpoint: on-start-after
 
     def _forget_start(self, again: Iterable[Hosted]) -> None:
         """What `on_start` sent and changed took effect before, so not again."""
@@ -213,10 +217,12 @@ class Dispatcher:
         """Handles a run but for the messages to skip. False if time was up before its end; the rest is then new."""
         inlet = self._inlets[arrival.route]
         messages = inlet.codec.decode_run(arrival.body)
+        # failpoint: run-decoded
         if skip:
             messages = messages[skip:]
         seq = first = arrival.first + skip
         self._begin(arrival, seq)
+        # failpoint: message-begun
         # The hot loop: what one message costs is decided here.
         cells, context, local, now, until = (
             self._cells,
@@ -235,7 +241,9 @@ class Dispatcher:
             cells[busy_since] = began = now()
             if began > until and seq > first:
                 break
+            # failpoint: handler-before
             call(message)
+            # failpoint: handler-after
             if local:
                 self._drain_local()
                 if alone:
@@ -243,6 +251,7 @@ class Dispatcher:
             seq += 1
         self._handled += seq - first
         arrival.link.inbound.stage(seq - 1)
+        # failpoint: run-staged
         return seq - first == len(messages)
 
     def _begin(self, arrival: Arrival, seq: int) -> None:
@@ -258,6 +267,7 @@ class Dispatcher:
         """Handles a single message, to be committed as a transaction. Whatever user code raises is raised here, and not
         rolled back."""
         self._begin(arrival, seq)
+        # failpoint: careful-message
         self._context.handler = ""
         inlet = self._inlets[arrival.route]
         self._call(inlet, inlet.codec.decode_one(raw))
@@ -318,6 +328,7 @@ class Dispatcher:
             for hosted, call in inlet.calls:
                 self._enter(hosted)
                 call(message if lane.codec.late else inlet.codec.decode_one(message))
+            # failpoint: local-handled
             handled += 1
         self._handled += handled
 
@@ -332,6 +343,7 @@ class Dispatcher:
             keys.extend((hosted.index, key, value) for key, value in changed)
         runs = self._outgoing.encode(self._endpoint.me.index) if self._outgoing else []
         self._cells[Field.BUSY_HANDLER] = 0
+        # failpoint: state-encoded
         return Prepared(runs, states, keys)
 
     def commit(self, prepared: Prepared, dead: Sequence[DeadLetter] = ()) -> None:
@@ -342,7 +354,9 @@ class Dispatcher:
             self._cells[Field.STOP_REQUESTED] = 1
             self._context.stop = False
         leaving, self._context.end = self._context.end, False
+        # failpoint: transaction-prepared
         self._endpoint.commit(prepared.runs, prepared.states, prepared.keys, dead, self._removed)
+        # failpoint: transaction-committed
         self.leaving |= leaving
         self._cells[Field.HANDLED] += self._handled
         for hosted in self._touched:
@@ -360,6 +374,7 @@ class Dispatcher:
     def rollback(self) -> None:
         """As after the last commit. Handlers that took part are made anew from their committed state."""
         self._cells[Field.ROLLBACKS] += 1
+        # failpoint: rollback-begun
         self._endpoint.rollback()
         touched = list(self._touched)
         self._context.stop = self._context.end = False
@@ -378,6 +393,7 @@ class Dispatcher:
             while True:
                 before = outgoing.sent
                 pause: float | None = hosted.instance.on_loop()
+                # failpoint: source-called
                 silent = outgoing.sent == before
                 if outgoing.local:
                     self._drain_local()

@@ -138,7 +138,9 @@ class Gateway:
                     raise SendTimeout(*place, timeout or 0.0, outbound.backlog_bytes)
                 self._room.wait(ROOM_WAIT if left is None else min(left, ROOM_WAIT))
                 self._check_open()
+            # failpoint: gateway-before-commit
             self._endpoint.commit([EncodedRun(route, 1, flags, (peer,), body)])
+            # failpoint: gateway-committed
             key, future = (peer, outbound.assigned), Future[Any]()
             if flags & (FLAG_ASK | FLAG_COMMAND):
                 self._asked[key] = (future, reply)
@@ -192,6 +194,7 @@ class Gateway:
     def _step(self) -> bool:
         endpoint = self._endpoint
         arrivals = endpoint.take()
+        # failpoint: gateway-taken
         answers = [arrival for arrival in arrivals if not self._admitted_before(arrival)]
         try:
             endpoint.commit()
@@ -200,6 +203,7 @@ class Gateway:
             arrivals = answers = []
         else:
             endpoint.release()
+        # failpoint: gateway-consumed
         for arrival in answers:
             self._answer(arrival)
         moved = endpoint.progress()
@@ -220,6 +224,7 @@ class Gateway:
             return  # nobody waits for it any more
         future, expected = waiting
 
+        # failpoint: gateway-answer
         def resolve(key: str) -> type[Message]:
             return expected if expected is not None and type_key(expected) == key else self._resolve(key)
 

@@ -78,12 +78,15 @@ class System:
         self._directory = RunDirectory.open(directory)
         try:
             self._directory.lock()
+            # failpoint: run-locked
             self._identity, self._session = self._take_over()
             self._segments = create_segments(plan, self._identity.run_id)
+            # failpoint: segments-created
             self._board = attach_board(self._identity.run_id, self._wires)
             self._blocks = [self._board.block(worker.name) for worker in plan.workers]
             self._views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
             self._gateway = self._open_gateway()
+            # failpoint: gateway-opened
             self._logs = Collector(plan.name, LogFile(self._directory.duplicate(), plan.limits.log_bytes))
             self._wires.undo.append(self._logs.close)
             self._supervisor = self._make_supervisor(self._logs.observer(observer), beat)
@@ -268,6 +271,7 @@ class System:
         old, ending = self._directory.read_identity(), self._directory.read_exit()
         if old is not None:
             remove_stale(stale_prefix(old))
+            # failpoint: stale-removed
         self._adopt(old)
         session = secrets.token_hex(4)
         if old is not None and old.session and (ending is None or ending.status != ExitStatus.OK):
@@ -287,6 +291,7 @@ class System:
         )
         # Before the first segment exists: whoever comes after a crash finds its name.
         self._directory.write_identity(identity)
+        # failpoint: identity-written
         return identity, session
 
     def _adopt(self, old: Identity | None) -> None:

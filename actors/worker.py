@@ -67,6 +67,7 @@ def main(boot_bytes: bytes, levels: Levels | None = None) -> None:
     boot: Boot = cloudpickle.loads(boot_bytes)
     wires = Wires()
     board = attach_board(boot.run_id, wires)
+    # failpoint: board-attached
     block = board.block(boot.worker)
     block.set_text(Text.LAST_WORDS, "")
     try:
@@ -114,6 +115,7 @@ class Worker:
         self._block = block
         self._cells = block.cells
         block.set(Field.PID, os.getpid())
+        # failpoint: pid-told
         block.set(Field.STARTED_NS, time.monotonic_ns())
         block.set(Field.HEARTBEAT_NS, time.monotonic_ns())
         block.set(Field.RING_IMPLEMENTATION, RING_IMPLEMENTATION == "c")
@@ -129,6 +131,7 @@ class Worker:
         suspect = None if boot.suspect is None else (plan.peers[boot.suspect[0]], boot.suspect[1])
         names = Names(plan, boot.worker)
         journal, recovered = open_journal(plan, names, Path(boot.journal), boot.epoch, suspect, endpoint)
+        # failpoint: journal-opened
         context = Context()
         busy = self._cells
         log_worker.handlers_run_here(
@@ -148,6 +151,7 @@ class Worker:
         house = Housekeeping(endpoint, lambda: snapshot(names, endpoint, dispatcher, boot.session))
         endpoint.epoch = boot.epoch if journal is None else journal.epoch
         self._block.set(Field.EPOCH, endpoint.epoch)
+        # failpoint: epoch-told
         endpoint.resume(journal, recovered)
         return dispatcher, house, again
 
@@ -157,10 +161,13 @@ class Worker:
         bell = block.doorbell
         if not self._let_in():
             return
+        # failpoint: gate-passed
         block.set(Field.STATE, WorkerState.STARTING)
         dispatcher.start(self._again)
         block.set(Field.SESSION, session_number(self._boot.session))
+        # failpoint: session-told
         block.set(Field.STATE, WorkerState.RUNNING)
+        # failpoint: worker-running
         control = int(Field.CONTROL)
         sources = Sources(dispatcher, self._plan.limits.max_attempts)
         pausing = Pausing(endpoint)
@@ -218,6 +225,7 @@ class Worker:
         block, cells = self._block, self._cells
         bell = block.doorbell
         block.set(Field.STATE, WorkerState.WAITING)
+        # failpoint: gate-reached
         while not cells[Field.GATE]:
             if cells[Field.CONTROL] in {Control.STOP, Control.LEAVE}:
                 return False
