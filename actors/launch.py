@@ -80,7 +80,10 @@ def _run(system: System) -> tuple[ExitStatus, str]:
         else:
             system.request_stop_now()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as after `nohup`: it is meant to go on
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         system.start()
         return system.join(), system.reason

@@ -266,7 +266,9 @@ class System:
             suspect=suspect,
             attempts=attempts,
         )
-        return WorkerProcess.start(main, (cloudpickle.dumps(boot),), f"ringleader: {self.name}/{name}")
+        title = f"ringleader: {self.name}/{name}"
+        options = self.plan.worker(name).process
+        return WorkerProcess.start(main, (cloudpickle.dumps(boot),), title, options=options)
 
     def _resolve(self, name: str) -> type[Message]:
         """The class of a reply. Only what this process has defined or imported: nothing is imported for a reply."""
