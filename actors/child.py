@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.exits import WorkerExit, describe
+from actors.exits import WorkerExit
+from actors.hang import Hung, Limits, Watch, look_at
+from actors.reasons import Facts, account, tell
 from actors.restart import ChildSpec, Death, blames_message
 from bus import Block, Control, Field, Text, WorkerState
-
-LAST_DEATH_BYTES = 1000
 
 
 class Process(Protocol):
@@ -23,8 +23,11 @@ class Process(Protocol):
     def pid(self) -> int: ...
     @property
     def pidfd(self) -> int: ...
+    @property
+    def title(self) -> str: ...
     def poll(self) -> int | None: ...
     def kill(self) -> None: ...
+    def words(self) -> str: ...
     def close(self) -> None: ...
 
 
@@ -43,6 +46,9 @@ class Child:
     ready: bool = False  # this incarnation has been up
     was_up: bool = False  # one of its incarnations has been up
     killed: bool = False  # by the supervisor
+    hung: Hung | None = None  # and because of this
+    watch: Watch | None = None  # of this incarnation
+    facts: Facts | None = None  # of its death
     restarts: int = 0
     epoch_floor: int = 0  # grows with every launch, and is never below an epoch that was seen
     epoch_before: int = 0
@@ -69,10 +75,11 @@ class Child:
 
     def launched_by(self, launch: Launch) -> Process:
         """Start the next incarnation. It is told of the suspect until it, or one after it, has an epoch of its own."""
-        self.due = None
+        self.due = self.hung = self.facts = None
         self.killed = self.ready = False
         self.epoch_before = self.block.get(Field.EPOCH)
         self.supervised_as(WorkerState.STARTING)
+        self.watch = None
         self.process = launch(self.name, self.epoch_floor, self.suspect)
         return self.process
 
@@ -84,18 +91,29 @@ class Child:
         self.supervised_as(WorkerState.RUNNING)
         return True
 
-    def death(self, code: int, requested: bool) -> Death:
+    def hangs(self, now: float, limits: Limits, letter: Callable[[], str]) -> Hung | None:
+        """Whether it has to be killed because it hangs; told once."""
+        if self.hung is not None:
+            return None
+        self.watch = self.watch or Watch(limits)
+        self.hung = self.watch.look(now, look_at(self.block), letter)
+        return self.hung
+
+    def death(self, code: int, requested: bool, memory: str = "", memory_bytes: int | None = None) -> Death:
         """Its process, proven dead, seen together with the last words it left."""
-        words = self.block.text(Text.LAST_WORDS).strip()
-        reason = describe(code) + (f": {words.splitlines()[-1].strip()}" if words else "")
+        left = self.process.words() if self.process is not None else ""
+        words = self.block.text(Text.LAST_WORDS).strip() or (left if code > 0 else "")
+        killed = f"hung: {self.hung.reason}" if self.hung is not None else ""
+        self.facts = Facts(code, words, left, killed, requested, memory, memory_bytes)
         exit_code, signal = (code, None) if code >= 0 else (None, -code)
-        return Death(self.name, exit_code, signal, requested or self.killed, reason, self.was_up)
+        return Death(self.name, exit_code, signal, requested or self.killed, tell(self.facts), self.was_up)
 
     def bury(self, death: Death) -> Suspect | None:
         """Take what the incarnation leaves: its epoch, and the message it died of, which is returned."""
         block = self.block
         epoch, peer, seq = block.get(Field.EPOCH), block.get(Field.BUSY_PEER), block.get(Field.BUSY_SEQ)
-        blamed = (peer - 1, seq) if peer and blames_message(death) else None
+        known = self.hung is not None and not self.hung.blames  # what it died of, and that is not the message
+        blamed = (peer - 1, seq) if peer and blames_message(death) and not known else None
         if epoch != self.epoch_before:
             self.suspect = None  # the one of the death before was taken over
         self.suspect = blamed or self.suspect
@@ -109,11 +127,7 @@ class Child:
     def write_death(self, death: Death, now_ns: int) -> None:
         """Keep the death, and as much of the last words as there is room for, until the next death."""
         number = _number(death)
-        head = death.reason if death.code is None and death.signal is None else describe(number)
-        words = self.block.text(Text.LAST_WORDS).strip().encode("utf-8", "replace")
-        room = LAST_DEATH_BYTES - len(head.encode("utf-8", "replace"))
-        tail = words[-room:].decode("utf-8", "ignore") if room > 0 else ""
-        self.block.set_text(Text.LAST_DEATH, f"{head}\n{tail}" if tail else head)
+        self.block.set_text(Text.LAST_DEATH, account(death.reason, self.facts or Facts(None)))
         self.block.set_text(Text.LAST_WORDS, "")
         self.block.set(Field.LAST_DEATH_NS, now_ns)
         self.block.set(Field.LAST_DEATH_CODE, number)

@@ -21,16 +21,20 @@ import os
 import random as randomness
 import select
 import selectors
+import signal
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
 from actors import events
 from actors.child import Child, Launch
+from actors.evidence import MemoryEvidence, process_state
 from actors.exits import ExitStatus, WorkerExit
+from actors.hang import CONFIRM, Limits
+from actors.orphans import Reaper
 from actors.restart import ChildSpec, Death, Finished, GiveUp, History, Policy, RestartAfter, affected, decide
 from bus import Board, BoardCell, Control, Field, WorkerState
 
@@ -60,6 +64,8 @@ class Supervisor:
         *,
         quiet: Callable[[], bool],
         observer: events.Observer | None = None,
+        limits: Mapping[str, Limits] | None = None,
+        memory_bytes: Mapping[str, int | None] | None = None,
         drain_timeout: float = 30.0,
         stop_timeout: float = 5.0,
         stop_now_timeout: float = 1.0,
@@ -74,6 +80,9 @@ class Supervisor:
         self._board, self._launch, self._quiet, self._observer = board, launch, quiet, observer
         self._drain_timeout, self._stop_timeout, self._stop_now_timeout = drain_timeout, stop_timeout, stop_now_timeout
         self._clock, self._random = clock, random
+        self._limits = limits or {spec.name: Limits(spec.hung_after) for spec in specs}
+        self._memory_bytes = memory_bytes or {}
+        self._evidence, self._reaper = MemoryEvidence(), Reaper()
         self._children = [Child(spec, board.block(spec.name)) for spec in specs]
         self._requests: deque[tuple[_Request, str]] = deque()
         self._wake: socket.socket | None = None
@@ -144,6 +153,8 @@ class Supervisor:
     def turn(self) -> float | None:
         """Do everything that is due. Returns how long to wait for something to happen; None: the system has ended."""
         self._board.set(BoardCell.SUPERVISOR_HEARTBEAT_NS, self._clock())
+        self._evidence.look()
+        self._reaper.reap()
         self._take_requests()
         for child in self._children:
             self._look_at(child)
@@ -169,6 +180,8 @@ class Supervisor:
         if self.state is WorkerState.DRAINING or (comes_up and self.state is not WorkerState.STOPPING):
             wait = min(wait, self._look)
             self._look = min(self._look * 1.5, LONGEST_LOOK)
+        if any(child.watch is not None and child.watch.suspicious for child in self._living()):
+            wait = min(wait, CONFIRM)
         return max(0.0, wait)
 
     def _take_requests(self) -> None:
@@ -223,14 +236,22 @@ class Supervisor:
                     self._enter(WorkerState.RUNNING)
                 self._publish(events.SystemReady(self.name))
                 self._settled.set()
+        hung = child.hangs(self._now(), self._limits[child.name], lambda: process_state(process.pid))
+        if hung is not None and process.poll() is None:
+            self._publish(events.WorkerKilled(child.name, process.pid, f"hung: {hung.reason}"))
+            process.kill()
         code = process.poll()
         if code is not None:
             process.kill()  # what it started goes with it
             if self._selector is not None:
                 self._selector.unregister(process.pidfd)
-            process.close()
+            requested = self.state is WorkerState.STOPPING
+            ours = requested or child.killed or child.hung is not None
+            memory = "" if ours or code != -signal.SIGKILL else self._evidence.of(process.pid, process.title)
+            death = child.death(code, requested, memory, self._memory_bytes.get(child.name))
             child.process = None
-            self._died(child, child.death(code, requested=self.state is WorkerState.STOPPING), process.pid)
+            process.close()
+            self._died(child, death, process.pid)
 
     def _died(self, child: Child, death: Death, pid: int | None = None) -> None:
         epoch = child.block.get(Field.EPOCH)
@@ -325,6 +346,7 @@ class Supervisor:
             dead.register(process.pidfd, select.POLLIN)
             dead.poll(max(0.0, deadline - time.monotonic()) * 1000)
             process.close()
+        self._evidence.close()
         self._conclude(ExitStatus.OK, "everything was handled")
         self._enter(WorkerState.STOPPED)
         self._publish(events.SystemStopped(self.name, self.status or ExitStatus.OK, self.reason))

@@ -21,6 +21,7 @@ import msgspec
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
+from actors.hang import limits_of
 from actors.housekeeping import Housekeeping
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, stale_prefix
 from actors.message import Message
@@ -245,6 +246,8 @@ class System:
             self._board,
             self._launch,
             quiet=self._quiet,
+            limits={worker.name: limits_of(self.plan, worker.name) for worker in self.plan.workers},
+            memory_bytes={worker.name: worker.process.memory_bytes for worker in self.plan.workers},
             drain_timeout=limits.drain_timeout,
             observer=observer,
         )

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -34,6 +34,7 @@ class FakeProcess:
         self.pid = pid
         self.code: int | None = None
         self.pidfd = -1
+        self.title = ""
         self.killed = self.closed = self.stubborn = False
 
     def poll(self) -> int | None:
@@ -46,6 +47,9 @@ class FakeProcess:
         if self.code is None and not self.stubborn:
             self.code = -signal.SIGKILL
 
+    def words(self) -> str:
+        return ""
+
     def close(self) -> None:
         self.closed = True
 
@@ -53,7 +57,7 @@ class FakeProcess:
 class Rig:
     """A supervisor whose world is in the hands of the test."""
 
-    def __init__(self, *specs: ChildSpec, policy: Policy | None = None, **more: float) -> None:
+    def __init__(self, *specs: ChildSpec, policy: Policy | None = None, **more: Any) -> None:
         names = [spec.name for spec in specs]
         self.board = Board.format(bytearray(Board.size(names)), names)
         self.now = 1000.0
@@ -137,7 +141,7 @@ class Rig:
         return self.supervisor.status
 
 
-def running(*names: str, policy: Policy | None = None, **more: float) -> Rig:
+def running(*names: str, policy: Policy | None = None, **more: Any) -> Rig:
     rig = Rig(*[ChildSpec(name) for name in names or ("a", "b")], policy=policy, **more)
     rig.turn()
     rig.up()
@@ -289,7 +293,7 @@ def test_last_death_keeps_signal_and_last_words() -> None:
     rig = running()
     rig.die("a", -signal.SIGSEGV, words="first line\nlast line\n")
     block = rig.board.block("a")
-    assert block.text(Text.LAST_DEATH) == "killed by SIGSEGV\nfirst line\nlast line"
+    assert block.text(Text.LAST_DEATH) == "killed by SIGSEGV: last line\nfirst line\nlast line"
     assert block.get(Field.LAST_DEATH_CODE) == -signal.SIGSEGV
     assert block.get(Field.LAST_DEATH_NS) == int(rig.now * 1e9)
     assert rig.board.block("b").text(Text.LAST_DEATH) == ""
@@ -299,7 +303,7 @@ def test_long_last_words_lose_their_beginning_but_never_the_reason() -> None:
     rig = running()
     rig.die("a", 1, words="é" * 3000 + "\nValueError: the end")
     text = rig.board.block("a").text(Text.LAST_DEATH)
-    assert text.startswith("exit code 1 (CRASHED): an exception that nobody handled\n")
+    assert text.startswith("exit code 1 (CRASHED): an exception that nobody handled: ValueError: the end\n")
     assert text.endswith("é\nValueError: the end")
     assert "\ufffd" not in text
 
@@ -726,7 +730,8 @@ def test_real_worker_is_up_again_soon_after_a_signal_killed_it(start, number: si
         killed = time.monotonic()
         os.kill(victim, number)
         _, died = system.wait_for(events.WorkerDied)
-        assert (died.pid, died.reason) == (victim, f"killed by {number.name}")
+        assert died.pid == victim
+        assert died.reason.startswith(f"killed by {number.name}")
         took.append(system.wait_for(events.WorkerReady)[0] - killed)
     print(f"up again after {', '.join(f'{one * 1000:.1f}' for one in took)} ms")
     assert min(took) < 0.1

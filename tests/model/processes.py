@@ -43,6 +43,13 @@ class Process:
     def poll(self) -> int | None:
         return None if self.alive else -signal.SIGKILL
 
+    @property
+    def title(self) -> str:
+        return self.name
+
     def kill(self) -> None: ...
+
+    def words(self) -> str:
+        return ""
 
     def close(self) -> None: ...
