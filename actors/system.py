@@ -25,14 +25,14 @@ from actors.control_socket import ControlServer
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
-from actors.hang import Limits
+from actors.hang import limits_of
 from actors.housekeeping import Housekeeping
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, stale_prefix
 from actors.log_collect import Collector
 from actors.log_file import LogFile
 from actors.log_worker import Levels
 from actors.message import Message
-from actors.plan import GATEWAY, Plan, WorkerPlan
+from actors.plan import GATEWAY, Plan
 from actors.process import WorkerProcess
 from actors.replies import type_key
 from actors.restart import Policy
@@ -341,16 +341,12 @@ class System:
             self._launch,
             quiet=self._quiet,
             groups=self.plan.groups,
-            limits={worker.name: self._hang_limits(worker) for worker in self.plan.workers},
+            limits={worker.name: limits_of(self.plan, worker.name) for worker in self.plan.workers},
             memory_bytes={worker.name: worker.process.memory_bytes for worker in self.plan.workers},
             drain_timeout=limits.drain_timeout,
             observer=observer,
             beat=beat,
         )
-
-    def _hang_limits(self, worker: WorkerPlan) -> Limits:
-        handlers = [(one.name, one.policy.busy_limit) for one in worker.handlers]
-        return Limits(worker.child.hung_after, handlers, self.plan.peers)
 
     def _make_control(self) -> ControlServer:
         workers = [worker.name for worker in self.plan.workers]

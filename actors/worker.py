@@ -6,6 +6,7 @@ moves what is committed, and sleeps on its doorbell when there was nothing to do
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -97,6 +98,8 @@ def exit_for(error: BaseException, state: WorkerState) -> WorkerExit:
             return WorkerExit.NO_SPACE
         case PersistError() | TopologyChanged():
             return WorkerExit.JOURNAL_REFUSED  # trying again would find the same
+        case MemoryError() | OSError(errno=errno.ENOMEM) if state is WorkerState.RECOVERING:
+            return WorkerExit.START_FAILED  # its memory limit has no room for its rings
         case OSError() if state is WorkerState.RECOVERING:
             return WorkerExit.JOURNAL_POISONED
         case MessageFailed():

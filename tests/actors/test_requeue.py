@@ -241,6 +241,10 @@ def test_a_command_is_plain_data_on_its_way(action: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- kills
+def killed_at_least(system: System, times: int) -> Callable[[], bool]:
+    return lambda: system.block("work").get(Field.RESTARTS) >= times
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_requeue_takes_effect_once_however_often_its_worker_is_killed_meanwhile(
     directory: Path, log: Log, gate: Path, level: str
@@ -264,7 +268,8 @@ def test_a_requeue_takes_effect_once_however_often_its_worker_is_killed_meanwhil
             for n in range(1, count + 1):
                 system.requeue_dead_letters([place(n)], timeout=0.2)
                 if n % 4 == 0:
-                    until(lambda n=n: system.block("work").get(Field.RESTARTS) >= n // 4, "it to be killed again", 30)
+                    killed = killed_at_least(system, n // 4)
+                    until(killed, "it to be killed again", 30)
         finally:
             over.set()
             killer.join()

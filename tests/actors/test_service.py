@@ -59,7 +59,7 @@ def test_the_numbers_of_the_unit_file_fit_the_program() -> None:
     service = settings()
     no_use = {int(ExitStatus.USAGE), int(ExitStatus.HELD), int(ExitStatus.DAMAGED)}
     assert {int(status) for status in service["RestartPreventExitStatus"].split()} == no_use
-    drain = float(Supervisor.__init__.__kwdefaults__["drain_timeout"])
+    drain = float((Supervisor.__init__.__kwdefaults__ or {})["drain_timeout"])
     assert float(service["TimeoutStopSec"]) > drain + ChildSpec("w").shutdown
     assert f"(status {ExitStatus.OK:d})" in PAGE
     assert f"(status {ExitStatus.NOT_DRAINED:d})" in PAGE

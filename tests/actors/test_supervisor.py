@@ -300,7 +300,7 @@ def test_last_death_keeps_signal_and_last_words() -> None:
     rig = running()
     rig.die("a", -signal.SIGSEGV, words="first line\nlast line\n")
     block = rig.board.block("a")
-    assert block.text(Text.LAST_DEATH) == "killed by SIGSEGV\nfirst line\nlast line"
+    assert block.text(Text.LAST_DEATH) == "killed by SIGSEGV: last line\nfirst line\nlast line"
     assert block.get(Field.LAST_DEATH_CODE) == -signal.SIGSEGV
     assert block.get(Field.LAST_DEATH_NS) == int(rig.now * 1e9)
     assert rig.board.block("b").text(Text.LAST_DEATH) == ""
