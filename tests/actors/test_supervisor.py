@@ -287,7 +287,7 @@ def test_death_is_written_to_the_board() -> None:
     rig.now += 1
     rig.die("a", -signal.SIGSEGV, words="Fatal Python error: Segmentation fault\n")
     block = rig.board.block("a")
-    assert rig.seen(events.WorkerDied)[0].reason == "killed by SIGSEGV"
+    assert rig.seen(events.WorkerDied)[0].reason == "killed by SIGSEGV: Fatal Python error: Segmentation fault"
     assert block.get(Field.RESTARTS) == 2
     assert block.get(Field.SUPERVISED_STATE) == block.get(Field.STATE) == WorkerState.DEAD
     assert block.get(Field.PID) == 0
