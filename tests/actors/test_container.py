@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(not can_unshare(), reason="may not make namespac
 class Container:
     """`ringleader run` as PID 1. `mounts` is done before, in its own mount namespace."""
 
-    def __init__(self, folder: Path, mounts: str, **options: object) -> None:
+    def __init__(self, folder: Path, mounts: str) -> None:
         script = f'{mounts} && exec {sys.executable} -m actors run "$@"'
         self.running = Running(
             folder, command=[*UNSHARE, "sh", "-e", "-c", script, "sh"], up=False, cwd=ROOT, **options
