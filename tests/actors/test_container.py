@@ -35,9 +35,7 @@ class Container:
 
     def __init__(self, folder: Path, mounts: str) -> None:
         script = f'{mounts} && exec {sys.executable} -m actors run "$@"'
-        self.running = Running(
-            folder, command=[*UNSHARE, "sh", "-e", "-c", script, "sh"], up=False, cwd=ROOT, **options
-        )
+        self.running = Running(folder, command=[*UNSHARE, "sh", "-e", "-c", script, "sh"], up=False, cwd=ROOT)
 
     @property
     def main(self) -> psutil.Process:
