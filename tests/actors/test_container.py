@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -34,11 +33,9 @@ pytestmark = pytest.mark.skipif(not can_unshare(), reason="may not make namespac
 class Container:
     """`ringleader run` as PID 1. `mounts` is done before, in its own mount namespace."""
 
-    def __init__(self, folder: Path, mounts: str, **options: Any) -> None:
+    def __init__(self, folder: Path, mounts: str) -> None:
         script = f'{mounts} && exec {sys.executable} -m actors run "$@"'
-        self.running = Running(
-            folder, command=[*UNSHARE, "sh", "-e", "-c", script, "sh"], up=False, cwd=ROOT, **options
-        )
+        self.running = Running(folder, command=[*UNSHARE, "sh", "-e", "-c", script, "sh"], up=False, cwd=ROOT)
 
     @property
     def main(self) -> psutil.Process:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import inspect
 import re
 import shutil
 import subprocess
@@ -13,7 +14,6 @@ import pytest
 from actors import Handler, Message, Topology, handle
 from actors.exits import ExitStatus
 from actors.restart import ChildSpec
-from actors.supervisor import Supervisor
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "actors" / "SERVICE.md").read_text()
@@ -59,7 +59,7 @@ def test_the_numbers_of_the_unit_file_fit_the_program() -> None:
     service = settings()
     no_use = {int(ExitStatus.USAGE), int(ExitStatus.HELD), int(ExitStatus.DAMAGED)}
     assert {int(status) for status in service["RestartPreventExitStatus"].split()} == no_use
-    drain = float((Supervisor.__init__.__kwdefaults__ or {})["drain_timeout"])
+    drain = inspect.signature(Topology).parameters["drain_timeout"].default
     assert float(service["TimeoutStopSec"]) > drain + ChildSpec("w").shutdown
     assert f"(status {ExitStatus.OK:d})" in PAGE
     assert f"(status {ExitStatus.NOT_DRAINED:d})" in PAGE
