@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,8 +119,13 @@ def _kill_system(breeder: Breeder, folder: Path, chance: random.Random, verdict:
 
 
 def _kill_workers(chance: random.Random, pids: Callable[[str], int]) -> int:
-    """One, or several at once. How many it were: who is being started again cannot be killed."""
-    return sum(_kill(pids(name)) for name in chance.sample(WORKERS, chance.choice((1, 1, 2, 3))))
+    """One, or several at once."""
+    return kill_workers(chance.sample(WORKERS, chance.choice((1, 1, 2, 3))), pids)
+
+
+def kill_workers(names: Iterable[str], pids: Callable[[str], int]) -> int:
+    """How many it were: who is being started again cannot be killed."""
+    return sum(_kill(pids(name)) for name in names)
 
 
 def identity_of(folder: Path) -> Identity:
