@@ -99,7 +99,6 @@ def run_gateway(sim: Simulation, process: Process) -> None:
         _wires=wiring.Wires(),
         _directory=journals,
         _session=SESSION,
-        _resolve=lambda name: Done,
     )
     opened: Gateway = System._open_gateway(host)
     process.up = True
