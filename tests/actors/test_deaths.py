@@ -212,7 +212,7 @@ class SlowDisk(Limited):
             time.sleep(1.5)
             commit(*given)
 
-        Endpoint.commit = slow  # type: ignore[method-assign]
+        Endpoint.commit = slow  # type: ignore[assignment,method-assign]
 
 
 def test_a_slow_commit_is_not_the_handlers_fault(tmp_path: Path) -> None:
