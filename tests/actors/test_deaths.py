@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from actors import Handler, Message, StartFailed, State, System, Topology, events, handle
+from actors.endpoint import Endpoint
 from actors.evidence import counter_file
 from actors.launch import prepare
 from bus import Field, Text
@@ -115,13 +116,14 @@ def pid_of(system: System) -> int:
 
 
 def test_a_stopped_worker_is_killed_and_restarted_and_its_message_not_blamed(tmp_path: Path) -> None:
-    watched = Watched(tmp_path, hung_after=0.6)
+    watched = Watched(tmp_path, Free, hung_after=0.6)
     with watched.start() as system:
         before = pid_of(system)
+        system.send("it", Do("sleep 0.3"))
+        until(lambda: system.block("w").get(Field.BUSY_HANDLER), "it to be at work", 5.0)
         os.kill(before, signal.SIGSTOP)
-        system.send("it", Do("after"))
         dead_within([before], 10)
-        assert system.ask("it", Ask(), reply=Done).items == ("after",)
+        assert system.ask("it", Ask(), reply=Done).items == ("sleep 0.3",)
         assert pid_of(system) != before
         assert last_death(system).startswith("hung: stopped by a signal (SIGSTOP) for ")
         (died,) = watched.deaths()
@@ -169,6 +171,55 @@ def test_many_messages_within_the_limit_are_not_one_beyond_it(tmp_path: Path) ->
         for _ in range(12):
             system.send("it", Do("sleep 0.15"))
         assert len(system.ask("it", Ask(), reply=Done).items) == 12
+    assert watched.deaths() == []
+
+
+class Slow(Limited, busy_limit=0.6):
+    """Takes its time, but never too much at once: in on_loop, and in messages to itself in one transaction."""
+
+    def on_loop(self) -> float | None:
+        if len(self.state.items) < 4:
+            time.sleep(0.45)
+            self.state.items.append("loop")
+            return 0.0
+        return None
+
+    @handle
+    def on_do(self, do: Do) -> None:
+        time.sleep(0.25)
+        self.state.items.append(do.what)
+        if do.what == "first":
+            for _ in range(5):
+                self.send(Do("sent to itself"))
+
+
+def test_on_loop_and_messages_within_the_worker_are_measured_one_by_one(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, Slow)
+    watched.app.route("it", Do, to="it")
+    with watched.start() as system:
+        until(lambda: system.ask("it", Ask(), reply=Done).items == ("loop",) * 4, "on_loop")
+        system.send("it", Do("first"))
+        until(lambda: len(system.ask("it", Ask(), reply=Done).items) == 10, "all messages")
+    assert watched.deaths() == []
+
+
+class SlowDisk(Limited):
+    def on_start(self) -> None:
+        commit = Endpoint.commit
+
+        def slow(*given: Any) -> None:
+            Endpoint.commit = commit  # type: ignore[method-assign]
+            time.sleep(1.5)
+            commit(*given)
+
+        Endpoint.commit = slow  # type: ignore[assignment,method-assign]
+
+
+def test_a_slow_commit_is_not_the_handlers_fault(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, SlowDisk)
+    with watched.start() as system:
+        system.send("it", Do("quick"))
+        assert system.ask("it", Ask(), reply=Done).items == ("quick",)
     assert watched.deaths() == []
 
 
