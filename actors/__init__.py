@@ -17,6 +17,7 @@ from actors.errors import (
 )
 from actors.exits import ExitStatus
 from actors.handler import Handler, HandlerSpec, handle
+from actors.log_format import JsonFormatter, TextFormatter
 from actors.message import Message, State
 from actors.system import System
 from actors.system_errors import (
@@ -44,6 +45,7 @@ __all__ = [
     "Handler",
     "HandlerFailed",
     "HandlerSpec",
+    "JsonFormatter",
     "Message",
     "MessageTooLarge",
     "NotRunning",
@@ -56,6 +58,7 @@ __all__ = [
     "System",
     "SystemClosed",
     "Table",
+    "TextFormatter",
     "Topology",
     "TopologyChanged",
     "TopologyError",

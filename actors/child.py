@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.exits import WorkerExit, describe
+from actors.exits import WorkerExit
+from actors.hang import Watch
+from actors.reasons import Facts, account, tell
 from actors.restart import ChildSpec, Death, blames_message
 from bus import Block, Control, Field, Pause, Text, WorkerState
-
-LAST_DEATH_BYTES = 1000
 
 
 class Process(Protocol):
@@ -23,7 +23,10 @@ class Process(Protocol):
     @property
     def pid(self) -> int: ...
     @property
+    def title(self) -> str: ...
+    @property
     def pidfd(self) -> int: ...
+    def words(self) -> str: ...
     def poll(self) -> int | None: ...
     def kill(self) -> None: ...
     def close(self) -> None: ...
@@ -45,6 +48,9 @@ class Child:
     kill_reason: str = ""
     killed_at: float = math.inf
     late: bool = False  # killed because it did not come up in time
+    innocent: bool = False  # killed for what the message in progress did not do
+    watch: Watch | None = None  # of this incarnation
+    facts: Facts | None = None  # of the last death
     restarts: int = 0
     epoch_floor: int = 0  # grows with every launch, and is never below an epoch that was seen
     epoch_before: int = 0
@@ -67,7 +73,9 @@ class Child:
 
     def launched_by(self, launch: Launch) -> Process:
         """Start the next incarnation. It is told of the suspect until it, or one after it, has an epoch of its own."""
-        self.kill_reason, self.killed_at, self.late, self.ready = "", math.inf, False, False
+        self.kill_reason, self.killed_at = "", math.inf
+        self.late = self.innocent = self.ready = False
+        self.facts = None
         self.epoch_before = self.block.get(Field.EPOCH)
         self.block.set(Field.GATE, 0)
         self.supervised_as(WorkerState.STARTING)
@@ -82,8 +90,9 @@ class Child:
         self.block.set(Field.PAUSE, pause)
         self.block.doorbell.ring()
 
-    def kill(self, reason: str, now: float) -> None:
+    def kill(self, reason: str, now: float, innocent: bool = False) -> None:
         if self.process is not None:
+            self.innocent = innocent
             self.kill_reason = self.kill_reason or reason
             self.killed_at = min(self.killed_at, now)
             self.process.kill()
@@ -100,19 +109,25 @@ class Child:
         self.supervised_as(WorkerState.RUNNING)
         return True
 
-    def death(self, code: int, requested: bool) -> Death:
-        """Its process, proven dead, seen together with the last words it left."""
-        words = self.block.text(Text.LAST_WORDS).strip()
-        told = f"{self.kill_reason}: {describe(code)}" if self.kill_reason else describe(code)
-        reason = told + (f": {words.splitlines()[-1].strip()}" if words else "")
+    def death(self, code: int, requested: bool, dump: str, memory: str, memory_bytes: int | None) -> Death:
+        """Its process, proven dead, seen together with all that is known of it."""
+        self.facts = Facts(
+            code=code,
+            words=self.block.text(Text.LAST_WORDS) or ("" if code < 0 else dump),
+            dump=dump,
+            killed=self.kill_reason,
+            requested=requested,
+            memory=memory,
+            memory_bytes=memory_bytes,
+        )
         exit_code, signal = (code, None) if code >= 0 else (None, -code)
-        return Death(self.name, exit_code, signal, requested, reason, self.was_up, self.late)
+        return Death(self.name, exit_code, signal, requested, tell(self.facts), self.was_up, self.late)
 
     def bury(self, death: Death) -> Suspect | None:
         """Take what the incarnation leaves: its epoch, and the message it died of, which is returned."""
         block = self.block
         epoch, peer, seq = block.get(Field.EPOCH), block.get(Field.BUSY_PEER), block.get(Field.BUSY_SEQ)
-        blamed = (peer - 1, seq) if peer and blames_message(death) else None
+        blamed = (peer - 1, seq) if peer and blames_message(death) and not self.innocent else None
         if epoch != self.epoch_before:
             self.suspect = None  # the one of the death before was taken over
         self.suspect = blamed or self.suspect
@@ -128,17 +143,11 @@ class Child:
 
     def write_death(self, death: Death, now_ns: int) -> None:
         """Keep the death, and as much of the last words as there is room for, until the next death."""
-        number = _number(death)
         self.block.set(Field.DEATHS, self.block.get(Field.DEATHS) + 1)
-        head = death.reason if death.code is None and death.signal is None else describe(number)
-        head = f"{self.kill_reason}: {head}" if self.kill_reason else head
-        words = self.block.text(Text.LAST_WORDS).strip().encode("utf-8", "replace")
-        room = LAST_DEATH_BYTES - len(head.encode("utf-8", "replace"))
-        tail = words[-room:].decode("utf-8", "ignore") if room > 0 else ""
-        self.block.set_text(Text.LAST_DEATH, f"{head}\n{tail}" if tail else head)
+        self.block.set_text(Text.LAST_DEATH, account(death.reason, self.facts) if self.facts else death.reason)
         self.clear_words()
         self.block.set(Field.LAST_DEATH_NS, now_ns)
-        self.block.set(Field.LAST_DEATH_CODE, number)
+        self.block.set(Field.LAST_DEATH_CODE, _number(death))
 
 
 _OF_THE_INCARNATION = (

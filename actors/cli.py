@@ -6,13 +6,16 @@ Everything is imported where it is used: `status` shall be there at once.
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from actors.control_cli import register
 from actors.dead_letters_cli import dead_letters
 from actors.journal_cli import journal
+from actors.log_cli import logs
 
 if TYPE_CHECKING:
     from actors.identity import Identity
@@ -20,6 +23,12 @@ if TYPE_CHECKING:
 
 STILL_RUNNING = 6  # of `stop`
 INTERRUPTED = 130
+
+
+class LogFormat(Enum):
+    TEXT = "text"
+    JSON = "json"
+
 
 app = typer.Typer(
     name="ringleader",
@@ -30,6 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(dead_letters, name="dead-letters", help="Messages that were given up on.")
+app.command()(logs)
 app.add_typer(journal, name="journal", help="What is on disk: segments, transactions, damage and its repair.")
 
 SystemArgument = Annotated[
@@ -40,6 +50,7 @@ HomeOption = Annotated[
     typer.Option("--home", metavar="DIR", help="Where run directories are (else RINGLEADER_HOME, or the user's own)."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs: stable keys with their units.")]
+register(app)
 
 
 def main() -> None:
@@ -71,11 +82,18 @@ def _ringleader(
 def run(
     target: Annotated[str, typer.Argument(metavar="FILE[:NAME]", help="A Python file, and which topology of it.")],
     home: HomeOption = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", metavar="LEVEL", help="What is logged to stderr, from `warning` on.")
+    ] = None,
+    log_format: Annotated[
+        LogFormat | None, typer.Option("--log-format", help="For people (the default), or for programs.")
+    ] = None,
 ) -> None:
     """Run the topology in a Python file until it ends; the first Ctrl-C drains, the second stops now.
 
     The file is imported: code under `if __name__ == "__main__"` does not run. NAME is a variable of it, or the name of
-    a topology; it is needed only if there are several.
+    a topology; it is needed only if there are several. What is logged, by the workers too, goes to stderr, unless the
+    file configures logging itself; `ringleader logs` shows it later.
 
     \b
     Exit status:
@@ -103,6 +121,7 @@ def run(
         _fail(str(error), ExitStatus.USAGE)
     except NoTopology as error:
         _fail(str(error), ExitStatus.USAGE)
+    _log_to_stderr(log_level, log_format)
     topology.run()
 
 
@@ -174,8 +193,9 @@ def stop(
 ) -> None:
     """End a running system, and wait for that: it handles what is under way, then stops.
 
-    Sends SIGTERM to the supervisor; with --now a second one, which stops at once and leaves what is pending in the
-    journals. A program that has started the system by itself may end as a whole.
+    With --now it stops at once and leaves what is pending in the journals. Workers that are paused are resumed first.
+    Where the supervisor does not answer at its control socket, it gets SIGTERM, and with --now a second one; a program
+    that has started the system by itself may end as a whole then.
 
     \b
     Exit status:
@@ -219,6 +239,18 @@ def stop(
         print(text)
     else:
         _fail(text, 1)
+
+
+def _log_to_stderr(level: str | None, format_: LogFormat | None) -> None:
+    from actors.log_format import configure
+    from actors.log_record import level_number
+
+    try:
+        number = level_number(level or "warning")
+    except ValueError as error:
+        _fail(f"--log-level: {error}", 2)
+    if not configure(number, format_ is LogFormat.JSON) and (level or format_):
+        print("ringleader: --log-level and --log-format change nothing: the file configures logging", file=sys.stderr)
 
 
 def _identity(path: Path) -> Identity | None:

@@ -117,7 +117,9 @@ class Dispatcher:
         failures: Counter[str] = Counter()
         while True:
             for one in hosted:
+                self._enter(one)
                 one.make()
+            self._touched.clear()  # to be made changes nothing
             self._bind()
             try:
                 for one in hosted:
@@ -148,8 +150,11 @@ class Dispatcher:
             inlet.bind()
 
     def _enter(self, hosted: Hosted) -> None:
+        """Its code runs from now on; until `prepare` or `_clear`, when it has returned to the loop."""
         self._touched.add(hosted)
         self._context.handler = hosted.name
+        if hosted.timed:  # has a busy_limit; the time first, so that it is never another one's
+            self._cells[Field.BUSY_SINCE_NS] = time.monotonic_ns()
         self._cells[Field.BUSY_HANDLER] = hosted.index + 1
 
     # ------------------------------------------------------------------------------------------------ messages
@@ -233,6 +238,8 @@ class Dispatcher:
             call(message)
             if local:
                 self._drain_local()
+                if alone:
+                    self._enter(inlet.calls[0][0])
             seq += 1
         self._handled += seq - first
         arrival.link.inbound.stage(seq - 1)
@@ -323,7 +330,9 @@ class Dispatcher:
             if state is not None:
                 states.append((hosted.index, state))
             keys.extend((hosted.index, key, value) for key, value in changed)
-        return Prepared(self._outgoing.encode(self._endpoint.me.index) if self._outgoing else [], states, keys)
+        runs = self._outgoing.encode(self._endpoint.me.index) if self._outgoing else []
+        self._cells[Field.BUSY_HANDLER] = 0
+        return Prepared(runs, states, keys)
 
     def commit(self, prepared: Prepared, dead: Sequence[DeadLetter] = ()) -> None:
         """Durable when this returns. Raises JournalFull; who handled rolls back then."""
@@ -341,6 +350,7 @@ class Dispatcher:
         self._clear()
 
     def _clear(self) -> None:
+        self._cells[Field.BUSY_HANDLER] = 0
         self._touched.clear()
         self._outgoing.clear()
         self._removed = []
@@ -369,7 +379,9 @@ class Dispatcher:
                 before = outgoing.sent
                 pause: float | None = hosted.instance.on_loop()
                 silent = outgoing.sent == before
-                self._drain_local()
+                if outgoing.local:
+                    self._drain_local()
+                    self._enter(hosted)
                 if pause is None and silent:
                     pause = LOOP_PAUSE
                 calls -= 1

@@ -1,6 +1,7 @@
 """The fork server: a process with the runtime imported and no threads, of which every worker is a fork.
 
-The library's fork server, launched in our own way. What that adds:
+Above it is the guardian, which takes along what the workers have started. The library's fork server, launched in our
+own way. What that adds:
 - It imports with this program's `sys.path`, so the modules to preload are found wherever they come from.
 - It dies with the supervisor at any moment, also while it is still importing, stopped or stuck: the kernel kills it.
 - It never hears the signals that a terminal or a service manager sends to everyone.
@@ -9,6 +10,7 @@ The library's fork server, launched in our own way. What that adds:
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import socket
@@ -17,23 +19,33 @@ from collections.abc import Sequence
 
 from multiprocess import connection, forkserver, resource_tracker, spawn, util
 
+from actors import guardian
+from actors.orphans import MARK, UNMARKED
+
+CLEANING = 2.0  # seconds for the guardian to kill what a dead fork server left
 HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal or a service manager sends to everyone
 
 # What it runs. The lifeline comes first: from then on it does not outlive the supervisor (`process.arm_parent_death`).
+# The signal goes to one process only, so until there are two it goes to the one that becomes the guardian.
 # The library's pipe for that purpose, `alive`, is not enough: its write end travels in every request, and as long as
 # the fork server is busy importing, a request that waits for it keeps the pipe open.
 # Whoever imports in vain here does so again in the worker, where the error is seen.
 _BOOT = """
-import fcntl, os, select, signal, sys
+import fcntl, sys
 lifeline = {lifeline}
-if hasattr(fcntl, "F_SETSIG"):
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-look = select.poll()
-look.register(lifeline, select.POLLIN)
-if look.poll(0):
-    os._exit(0)
+def arm():
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    look = select.poll()
+    look.register(lifeline, select.POLLIN)
+    if look.poll(0):
+        os._exit(0)
+arm()
+guard(lifeline)
+arm()
+set_title("ringleader: fork server")
 ends = [lifeline]
 os.register_at_fork(after_in_child=lambda: ends and os.close(ends.pop()))
 sys.path[:] = {path!r}
@@ -45,13 +57,17 @@ for module in {preload!r}:
 import gc
 gc.collect()
 gc.freeze()
-from multiprocess.forkserver import main
-main({listener}, {alive}, [])
+from multiprocess import forkserver
+forkserver._forkserver._forkserver_pid = os.getpid()  # for its children to compare with
+forkserver.main({listener}, {alive}, [])
 """
 
 
 class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library has no types
-    """One fork server and, when it died, its successor. `preload` is what the next one imports."""
+    """One fork server and, when it died, its successor. `preload` is what the next one imports.
+
+    The process that is launched and waited for is the guardian, if there is one; it ends with its fork server.
+    """
 
     preload: Sequence[str] = ()
     _forkserver_address: str | None
@@ -61,7 +77,7 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
 
     @property
     def pid(self) -> int | None:
-        """The pid of the one that was launched last; None before, and after `stop`."""
+        """The pid of the guardian of the one that was launched last; None before, and after `stop`."""
         return self._forkserver_pid
 
     def ensure_running(self) -> None:
@@ -73,6 +89,15 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
                     return
                 self.disown()
             self._launch()
+
+    def connect_to_new_process(self, fds: Sequence[int]) -> tuple[int, int]:
+        try:
+            answer: tuple[int, int] = super().connect_to_new_process(fds)
+        except ConnectionRefusedError:
+            # It is dead, and its guardian is about to clean up.
+            self.stop(CLEANING)
+            answer = super().connect_to_new_process(fds)
+        return answer
 
     def stop(self, timeout: float) -> None:
         """End it, if it runs. Its workers, if it has any, are killed by the kernel."""
@@ -116,9 +141,10 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
                 preload=list(self.preload),
             )
             executable = spawn.get_executable()
-            command = [executable, *util._args_from_interpreter_flags(), "-c", code]
+            command = [executable, *util._args_from_interpreter_flags(), "-c", inspect.getsource(guardian) + code]
             # Blocked signals stay blocked across fork and exec, so there is no moment in which it could hear one.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+            os.putenv(MARK, UNMARKED)  # a place for the mark of each worker
             try:
                 pid = util.spawnv_passfds(executable, command, [listener.fileno(), alive_read, lifeline_read])
             except BaseException:
@@ -126,11 +152,20 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
                 os.close(lifeline)
                 raise
             finally:
+                _restore_variable(MARK)
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 os.close(alive_read)
                 os.close(lifeline_read)
         self._lifeline, self._forkserver_alive_fd = lifeline, alive
         self._forkserver_address, self._forkserver_pid = address, pid
+
+
+def _restore_variable(name: str) -> None:
+    """`putenv` has changed what programs inherit, not `os.environ`."""
+    if name in os.environ:
+        os.putenv(name, os.environ[name])
+    else:
+        os.unsetenv(name)
 
 
 def _lives(pid: int) -> bool:

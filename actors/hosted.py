@@ -51,6 +51,7 @@ class Hosted:
         self.plan = plan
         self.due = 0.0  # when on_loop is called next, monotonic seconds
         self.failures = 0  # of on_loop, in a row
+        self.timed = plan.policy.busy_limit is not None  # how long it has been at work has to be known exactly
         self._send = send
         self._context = context
         description = plan.description
@@ -87,6 +88,7 @@ class Hosted:
         state = self._make_state()
         if state is not None:
             vars(instance)["state"] = state
+        self._context.handler = self.name
         instance.__init__(*self.plan.spec.args, **self.plan.spec.kwargs)  # type: ignore[misc]
         self.instance = instance
         return instance

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
-import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from actors.errors import TopologyError
 from actors.events import Observer
@@ -16,6 +17,7 @@ from actors.exits import ExitStatus
 from actors.rundir import AlreadyRunning, RunDirectoryError, default_home
 from actors.system import READY_TIMEOUT, System
 from actors.system_errors import StartFailed, TopologyChanged
+from actors.systemd import Notifier
 from bus import SharedMemoryFull
 from persist import (
     DamagedJournal,
@@ -32,12 +34,12 @@ if TYPE_CHECKING:
     from actors.topology import Topology
 
 
-def prepare(topology: Topology, observer: Observer | None = None) -> System:
+def prepare(topology: Topology, observer: Observer | None = None, beat: Callable[[], None] | None = None) -> System:
     """Checks the topology and takes what a system needs, without starting it. Raises TopologyError, StartFailed."""
     plan = topology.compile()
     directory = Path(topology.directory) if topology.directory is not None else default_home() / plan.name
     try:
-        return System(plan, directory, observer)
+        return System(plan, directory, observer, beat)
     except (SharedMemoryFull, AlreadyRunning, TopologyChanged, RunDirectoryError, PersistError, OSError) as error:
         status, reason = _status_of(error), str(error)
         if status is ExitStatus.DAMAGED:
@@ -58,35 +60,78 @@ def run(topology: Topology) -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("run() takes the signals, which only the main thread can: use start() in other threads")
+    notifier = Notifier.from_environment()
     try:
-        status, reason = _run(prepare(topology))
+        with _Signals() as signals:
+            system = prepare(topology, notifier, notifier.beat)
+            signals.reach(system)
+            system.start()
+            status, reason = system.join(), system.reason
+    except _Interrupted as interrupted:
+        status, reason = ExitStatus.NOT_DRAINED, f"{interrupted} came twice before it was started"
     except TopologyError as error:
         status, reason = ExitStatus.USAGE, str(error)
     except StartFailed as error:
         status, reason = ExitStatus(error.status), str(error)
+    finally:
+        notifier.close()
     if status is not ExitStatus.OK:
-        print(f"ringleader: {topology.name}: {reason or status.meaning} (status {int(status)})", file=sys.stderr)
+        _say(f"ringleader: {topology.name}: {reason or status.meaning} (status {int(status)})")
         raise SystemExit(int(status))
 
 
-def _run(system: System) -> tuple[ExitStatus, str]:
-    received = 0
+class _Interrupted(BaseException):
+    """A second signal came before there was a system to stop. The argument is its name."""
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received += 1
-        if received == 1:
-            system.request_stop()
-        else:
-            system.request_stop_now()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        system.start()
-        return system.join(), system.reason
-    finally:
-        for number, handler in before.items():
+class _Signals:
+    """While it is entered, SIGINT, SIGTERM and SIGHUP drain the system; the first two stop it when they come again.
+
+    A terminal that closes sends SIGHUP, and so does its shell: two of them are one request. A program that was started
+    to outlive its terminal (nohup) ignores SIGHUP, and goes on to do so. What comes before there is a system takes
+    effect when there is one; as PID 1 of a container nobody would hear it otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._system: System | None = None
+        self._asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def reach(self, system: System) -> None:
+        """From now on there is a system to stop."""
+        self._system = system
+        if self._asked:
+            system.request_stop()
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if not self._asked:
+            self._asked = True
+            if os.isatty(2):
+                _say("ringleader: draining; again to stop now")
+            if self._system is not None:
+                self._system.request_stop()
+        elif number != signal.SIGHUP:
+            if self._system is None:
+                raise _Interrupted(signal.Signals(number).name)
+            self._system.request_stop_now()
+
+
+def _say(text: str) -> None:
+    """In one write, as a signal handler may interrupt another one; the terminal may be gone."""
+    try:
+        os.write(2, f"{text}\n".encode("utf-8", "replace"))
+    except OSError:
+        pass
 
 
 def _status_of(error: Exception) -> ExitStatus:

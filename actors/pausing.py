@@ -34,8 +34,9 @@ class Pausing:
         if asked is Pause.DRAIN:
             self._until = [(link, seq) for link, seq in self._until if link.inbound.watermark < seq]
         paused = asked is Pause.PAUSE or (asked is Pause.DRAIN and not self._until)
-        if cells[Field.PAUSED] != paused:
-            cells[Field.PAUSED] = paused
+        reached = asked if paused else Pause.RUN
+        if cells[Field.PAUSED] != reached:
+            cells[Field.PAUSED] = reached
         return paused
 
     def _sent(self) -> list[tuple[Link, int]]:

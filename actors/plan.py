@@ -48,6 +48,7 @@ class Limits:
     drain_timeout: float
     retain_bytes: int
     retain_seconds: float
+    log_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

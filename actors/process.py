@@ -6,14 +6,16 @@ What holds:
 - `poll` says how a process ended only when the kernel has proven that it did.
 - A worker does not outlive its supervisor, whatever either of them is doing: the kernel kills it (`arm_parent_death`).
 - A worker leads a session and process group of its own: Ctrl-C in the terminal reaches the supervisor only, and `kill`
-  reaches the processes that the worker started, without ever hitting one that merely got the same number later.
+  reaches the processes that the worker started, without ever hitting one that merely got the same number later. What
+  has left the group is found by its mark (`orphans`), and ends at the latest with the supervisor (`guardian`).
+- What it is to be granted is applied before its target runs (`hygiene`), and it is heard when it crashes
+  (`last_words`).
 
 What the fork server shares with its children is the supervisor's environment, working directory and standard streams.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import io
 import os
@@ -23,21 +25,25 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import multiprocess
 from multiprocess import forkserver, reduction, spawn
 from multiprocess.context import set_spawning_popen
 
+from actors import hygiene, last_words, orphans
 from actors.errors import RingleaderError
 from actors.exits import WorkerExit
 from actors.forkserver import ForkServer
+from actors.guardian import die_with_parent, set_title
+from actors.process_options import ProcessOptions
 
+AS_IT_IS = ProcessOptions()
 PRELOAD = ("actors.worker",)
 LAUNCH_TIMEOUT = 10.0  # seconds until a fork server that does not answer is taken for stuck
 STATUS_TIMEOUT = 1.0  # seconds for the fork server to pass on the exit code of a process that is dead already
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _TO_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
 
@@ -64,9 +70,14 @@ class WorkerProcess:
     `pidfd`  becomes readable when it is dead; for selectors
     """
 
-    def __init__(self, pid: int, title: str, lifeline: int, data: int, status: int) -> None:
+    def __init__(
+        self, pid: int, title: str, lifeline: int, data: int, status: int, words: last_words.LastWords, guardian: int
+    ) -> None:
         self.pid = pid
         self.title = title
+        self._words = words
+        self._guardian = guardian
+        self._lock = threading.Lock()  # of the descriptors, against being closed while another thread uses them
         self._lifeline = lifeline  # the only write end of a pipe: its end-of-file tells the worker that we are gone
         self._data = data  # the same for the library's own `parent_process()` in the worker
         self._status = status  # the exit code comes out of it
@@ -86,30 +97,35 @@ class WorkerProcess:
         title: str = "ringleader: worker",
         *,
         pass_fds: Sequence[int] = (),
+        options: ProcessOptions = AS_IT_IS,
     ) -> Self:
         """Run `target(*args)` in a new process; an int it returns is the exit code.
 
         `target` is a function of an importable module. Returns when the process exists, not when it is up. The process
-        gets copies of `pass_fds`, which it finds by `inherited()`; the caller keeps its own.
+        gets copies of `pass_fds`, which it finds by `inherited()`; the caller keeps its own. If one of the options
+        cannot be applied, it ends with START_FAILED, and `words` says why.
         """
         deadline = time.monotonic() + LAUNCH_TIMEOUT
         fds: list[int] = []
+        words = last_words.LastWords()
         try:
             with _guard:
                 start_forkserver()
-                message = _message(target, args, title)
+                message = _message(target, args, title, options)
                 lifeline_read, lifeline = os.pipe()
                 fds.append(lifeline)
                 try:
-                    status, data = _server.connect_to_new_process([lifeline_read, *pass_fds])
+                    status, data = _server.connect_to_new_process([lifeline_read, words.fd, *pass_fds])
                 finally:
                     os.close(lifeline_read)
                 fds += [status, data]
+                guardian = _server.pid
             # From here on, closing our ends makes sure that a process that was forked nevertheless ends by itself.
             _write(data, message, deadline)
             pid = forkserver.SIGNED_STRUCT.unpack(_read(status, forkserver.SIGNED_STRUCT.size, deadline))[0]
-            return cls(pid, title, lifeline, data, status)
+            return cls(pid, title, lifeline, data, status, words, guardian or 0)
         except BaseException as problem:
+            words.close()
             for fd in fds:
                 os.close(fd)
             if isinstance(problem, OSError | EOFError):
@@ -146,17 +162,47 @@ class WorkerProcess:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except OSError:
             pass  # dead; also what a descriptor that is not a pidfd answers, and there is one only for the dead
+        self._sweep()
+
+    def words(self) -> str:
+        """What it left when it crashed, or could not be set up; see `reasons` for what to make of it."""
+        return self._words.read()
+
+    @contextmanager
+    def borrowed(self) -> Iterator[tuple[int, int]]:
+        """Copies of its pidfd and of what its words are written to, for another thread than the one that may close it.
+
+        ValueError if it is closed.
+        """
+        with self._lock:
+            if self.pidfd < 0:
+                raise ValueError(f"{self.title} is closed")
+            fds = os.dup(self.pidfd), os.dup(self._words.fd)
+        try:
+            yield fds
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def close(self) -> None:
         """Let go of it. Idempotent. The kernel kills what still lives: its lifeline ends."""
         if self.pidfd >= 0:
+            self._sweep()
             _live.discard(self)
             self._forget()
 
+    def _sweep(self) -> None:
+        """Once it is dead, what it started and has left its group is killed."""
+        if self._guardian and self.poll() is not None:
+            guardian, self._guardian = self._guardian, 0
+            orphans.sweep(self.pid, guardian)
+
     def _forget(self) -> None:
-        for fd in (self.pidfd, self._status, self._data, self._lifeline):
-            os.close(fd)
-        self.pidfd = self._status = self._data = self._lifeline = -1
+        with self._lock:
+            for fd in (self.pidfd, self._status, self._data, self._lifeline):
+                os.close(fd)
+            self.pidfd = self._status = self._data = self._lifeline = -1
+            self._words.close()
 
 
 def start_forkserver(preload: Sequence[str] = PRELOAD) -> None:
@@ -203,7 +249,7 @@ def arm_parent_death(lifeline: int | None = None, server: int | None = None) -> 
         if alive is not None:
             os.close(alive)
     if server is not None:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
     gone = _lifeline is not None and _readable(_lifeline, 0)
     if gone or (server is not None and os.getppid() != server):
         os._exit(WorkerExit.ORPHANED)
@@ -214,7 +260,7 @@ _lifeline: int | None = None
 
 def inherited() -> list[int]:
     """In a worker: its copies of the descriptors that it was started with, in their order."""
-    return list(forkserver.get_inherited_fds()[1:])
+    return list(forkserver.get_inherited_fds()[2:])
 
 
 def _die_at_end_of_file(lifeline: int) -> None:
@@ -222,53 +268,37 @@ def _die_at_end_of_file(lifeline: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run(server: int, title: str, target: Callable[..., object], args: Sequence[object]) -> None:
+def _run(title: str, options: ProcessOptions, target: Callable[..., object], args: Sequence[object]) -> None:
     """What every worker process runs first."""
-    arm_parent_death(forkserver.get_inherited_fds()[0], server)
+    lifeline, words = forkserver.get_inherited_fds()[:2]
+    server, forkserver._forkserver._forkserver_pid = forkserver._forkserver._forkserver_pid, None
+    arm_parent_death(lifeline, server)
+    last_words.listen(words)
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for number in signal.sigpending():
-        signal.sigwait({number})  # sent to the supervisor's group, before this process had left it
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    _set_title(title)
-    code = target(*args)
+    hygiene.reset_signals()
+    hygiene.keep_descriptors()
+    set_title(title)
+    orphans.mark()
+    try:
+        hygiene.apply(options)
+        code = target(*args)
+    except hygiene.OptionRefused as refused:
+        last_words.say(words, refused)
+        os._exit(WorkerExit.START_FAILED)
+    except Exception as error:
+        last_words.say(words, error)
+        raise
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _set_title(title: str) -> None:
-    """Best effort: the name that `ps` and `top` show, so that nobody has to guess what this Python process is."""
-    text = title.encode("utf-8", "replace")
-    _prctl(_PR_SET_NAME, text[:15])
-    try:
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return
-    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end: our own memory, filled at exec
-    room = end - start
-    if start and room > 2:
-        # A last byte that is not 0 tells the kernel that the title was set and ends at its first 0 (proc(5), cmdline).
-        shown = text[: room - 2]
-        ctypes.memmove(start, shown + bytes(room - 1 - len(shown)) + b" ", room)
-
-
-def _prctl(option: int, value: int | bytes) -> None:
-    try:
-        argument = value if isinstance(value, bytes) else ctypes.c_ulong(value)
-        ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
-    except (OSError, AttributeError):
-        pass  # not Linux
-
-
-def _message(target: Callable[..., object], args: Sequence[object], title: str) -> bytes:
+def _message(target: Callable[..., object], args: Sequence[object], title: str, options: ProcessOptions) -> bytes:
     """What the new process reads first: how to set up the library, and what to run."""
     # Without what the library would have it do first, namely to import the program's main module again: this would run
     # the program once more wherever it has no guard, and classes defined there would exist twice.
     setup: dict[str, Any] = spawn.get_preparation_data(title)
     for key in ("init_main_from_name", "init_main_from_path"):
         setup.pop(key, None)
-    run = (_server.pid, title, target, tuple(args))
+    run = (title, options, target, tuple(args))
     process = multiprocess.get_context("forkserver").Process(target=_run, args=run, name=title)
     buffer = io.BytesIO()
     set_spawning_popen(process)  # the library's keys may only be pickled for a child

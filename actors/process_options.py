@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ProcessOptions:
-    """None: as the supervisor has it.
+    """None: as the supervisor has it. Applied before any code of the user is imported; see `hygiene`.
 
-    memory_bytes  largest address space (RLIMIT_AS); an allocation beyond it raises MemoryError
+    memory_bytes  largest address space (RLIMIT_AS); an allocation beyond it raises MemoryError. It counts what is
+                  mapped, not what is used: shared memory, libraries and the stacks of threads too
     open_files    most open descriptors (RLIMIT_NOFILE)
     cpus          the processors that it may run on
     nice          added to the supervisor's niceness; 0 to 19 for everybody, below 0 for root
-    umask         for the files that handlers make
+    umask         for the files that handlers make; the runtime's own are for this user only in any case
     cwd           its working directory
-    user          a user name or number to run as; only root can change it
+    user          the name or number of the user that it has to run as. It must be the one that starts the system:
+                  journals and shared memory belong to one user. So this refuses to start as the wrong one
     """
 
     memory_bytes: int | None = None

@@ -4,6 +4,8 @@
     HOME/NAME/identity.json  who runs it, written once at start; stays after a crash, for the next start to clean up by
     HOME/NAME/exit.json      how the run that identity.json tells of has ended; missing while it runs and after a crash
     HOME/NAME/journals/W/    the journal of worker W
+    HOME/NAME/control.sock   where a running system takes commands
+    HOME/NAME/log.jsonl      what workers and supervisor have logged; log.jsonl.1 is what was there before
 
 The boundary of trust is the user id. Everything is made and opened relative to a directory that was checked to belong
 to this user and to be writable by nobody else; links are never followed; directories are 0700, files 0600.
@@ -158,6 +160,11 @@ class RunDirectory:
             os.fchmod(fd, 0o700)  # made by hand, with other people allowed to look
         return cls(path, fd)
 
+    @property
+    def fd(self) -> int:
+        """The open directory, for what is made and opened relative to it."""
+        return self._fd
+
     def lock(self) -> None:
         """Take the directory until `close`. Raises AlreadyRunning with the holder's pid."""
         status = os.fstat(self._fd)
@@ -194,6 +201,10 @@ class RunDirectory:
                 return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
+
+    def duplicate(self) -> int:
+        """A descriptor of the directory, for the caller to close."""
+        return os.dup(self._fd)
 
     def write_identity(self, identity: Identity) -> None:
         """Say who runs it from now on. What is left of the run before goes."""

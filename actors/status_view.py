@@ -210,7 +210,7 @@ def _edge_table(edges: list[EdgeStatus]) -> Table:
 
 
 def _state(worker: WorkerStatus) -> Text:
-    words = worker.state
+    words = "paused" if worker.paused else worker.state
     if worker.health not in {Health.OK, Health.DOWN}:
         words = f"{words}, {worker.health.value.upper()}"
     return Text(words, style=_HEALTH_STYLES.get(worker.health, "bold red"))

@@ -1,7 +1,8 @@
-"""Ends a running system from outside: signals to exactly the process that its identity names, then waits.
+"""Ends a running system from outside: asks through its control socket, then waits.
 
-The first SIGTERM drains, a second one stops now. Signals that arrive while the same one is pending are one signal, so
-the second is sent when the first has shown its effect, or has had time enough, and again while nothing comes of it.
+Where nobody answers there, it sends signals, to exactly the process that its identity names. The first SIGTERM drains,
+a second one stops now. Signals that arrive while the same one is pending are one signal, so the second is sent when the
+first has shown its effect, or has had time enough, and again while nothing comes of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from actors.control_client import CannotAsk, ask
+from actors.control_protocol import Refused, Stopping, StopSystem
 from actors.identity import Exit, Identity
 from actors.rundir import RunDirectory
 from actors.status_board import system_state
@@ -20,6 +23,7 @@ from actors.status_board import system_state
 LOOK: Final = 0.02  # seconds between two looks
 FIRST_EFFECT: Final = 0.5  # seconds that the first signal may take until it shows
 AGAIN: Final = 1.0  # seconds between further signals
+SILENCE: Final = 2.0  # seconds without an answer from the control socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ def stop(path: Path, identity: Identity, *, now: bool, timeout: float) -> Stoppe
     """Ends the run that `identity` tells of, in the run directory `path`."""
     begun = time.monotonic()
     deadline, next_signal, sent = begun + timeout, begun, 0
+    asked = _asked(path, now, min(SILENCE, max(timeout, LOOK)))
     while True:
         # The record is written first, so a process found gone has left it, or never will.
         gone = not identity.alive()
@@ -48,13 +53,23 @@ def stop(path: Path, identity: Identity, *, now: bool, timeout: float) -> Stoppe
             return Stopped(ending)
         state = system_state(identity)
         moment = time.monotonic()
-        if moment >= deadline:
-            return StillRunning(state)
-        if sent == 0 or (now and (moment >= next_signal or (sent == 1 and state in {"draining", "stopping"}))):
+        again = now and (moment >= next_signal or (sent == 1 and state in {"draining", "stopping"}))
+        if not asked and (sent == 0 or again):
             _signal(identity)
             sent += 1
             next_signal = moment + (FIRST_EFFECT if sent == 1 else AGAIN)
+        if moment >= deadline:
+            return StillRunning(state)
         time.sleep(min(LOOK, deadline - moment))
+
+
+def _asked(path: Path, now: bool, silence: float) -> bool:
+    """Whether the system itself was asked. A program that has started it goes on then; a signal may end it."""
+    try:
+        ask(path, "stop", StopSystem(now), Stopping, silence=silence)
+    except (CannotAsk, Refused, OSError):
+        return False
+    return True
 
 
 def _ending(path: Path, identity: Identity) -> Exit | None:

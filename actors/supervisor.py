@@ -25,17 +25,18 @@ import os
 import random as randomness
 import select
 import selectors
-import socket
+import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from enum import Enum
+from collections.abc import Callable, Mapping, Sequence
 
-from actors import events
-from actors.child import Child, Launch
+from actors import events, hang
+from actors.child import Child, Launch, Process
+from actors.evidence import MemoryEvidence, process_state
 from actors.exits import ExitStatus, WorkerExit
+from actors.orphans import Reaper
 from actors.plan import Group
+from actors.requests import Request, Requests
 from actors.restart import ChildSpec, Death, Policy
 from actors.supervision import (
     Action,
@@ -53,7 +54,6 @@ from actors.supervision import (
 from actors.supervision import (
     Launch as LaunchIt,
 )
-from actors.system_errors import UnknownWorker
 from bus import Board, BoardCell, Control, Field, Pause, WorkerState
 
 TICK = 0.5  # seconds; an idle supervisor looks around this often
@@ -63,20 +63,10 @@ UNKILLABLE = 10.0  # seconds after SIGKILL until a process that is not dead is a
 log = logging.getLogger("ringleader")
 
 
-class _Request(Enum):
-    DRAIN = "drain"
-    STOP = "stop"
-    STOP_NOW = "stop now"
-    RESTART = "restart"  # these concern one worker
-    PAUSE = "pause"
-    DRAIN_WORKER = "drain worker"
-    RESUME = "resume"
-
-
 _WORKING = {WorkerState.STARTING, WorkerState.RUNNING}
 
 
-class Supervisor:
+class Supervisor(Requests):
     """Supervises one system. `run` does it all and returns the exit status; the rest talks to it from outside."""
 
     def __init__(
@@ -90,12 +80,16 @@ class Supervisor:
         quiet: Callable[[], bool],
         groups: Sequence[Group] | None = None,
         observer: events.Observer | None = None,
+        limits: Mapping[str, hang.Limits] | None = None,
+        memory_bytes: Mapping[str, int | None] | None = None,
         beat: Callable[[], None] | None = None,
         drain_timeout: float = 30.0,
         stop_now_timeout: float = 1.0,
+        letter: Callable[[int], str] = process_state,
         clock: Callable[[], int] = time.monotonic_ns,
         random: Callable[[], float] = randomness.random,
     ) -> None:
+        super().__init__(tuple(spec.name for spec in specs))
         self.name = name
         self.state = WorkerState.NEW
         self.status: ExitStatus | None = None  # how it ends, as soon as that is known
@@ -103,11 +97,11 @@ class Supervisor:
         self._tree = Supervision(specs, groups or one_group(specs, policy), policy)
         self._board, self._launch, self._quiet, self._observer, self._beat = board, launch, quiet, observer, beat
         self._drain_timeout, self._stop_now_timeout = drain_timeout, stop_now_timeout
-        self._clock, self._random = clock, random
+        self._letter, self._clock, self._random = letter, clock, random
+        self._limits = limits or {spec.name: hang.Limits(spec.hung_after) for spec in specs}
+        self._memory_bytes, self._memory, self._reaper = memory_bytes or {}, MemoryEvidence(), Reaper()
         self._children = {name: Child(seat.spec, board.block(name)) for name, seat in self._tree.seats.items()}
         self._control = Control.RUN  # what everyone is told who is not told something of his own
-        self._requests: deque[tuple[_Request, str, str]] = deque()
-        self._wake: socket.socket | None = None
         self._selector: selectors.BaseSelector | None = None
         self._settled = threading.Event()
         self._up = False
@@ -115,69 +109,26 @@ class Supervisor:
         self._quiet_looks = 0
         self._look = FIRST_LOOK
 
-    # ------------------------------------------------------------------------------------------------ from outside
-    def request_stop(self, drain: bool = True, reason: str = "requested") -> None:
-        """End the system: after everything was handled, or (`drain=False`) without waiting for that."""
-        self._request(_Request.DRAIN if drain else _Request.STOP, "", reason)
-
-    def request_stop_now(self, reason: str = "requested") -> None:
-        """End the system at once; cuts a drain or a stop short that is under way."""
-        self._request(_Request.STOP_NOW, "", reason)
-
-    def request_restart(self, worker: str, reason: str = "requested") -> None:
-        """End this worker between two transactions and start it anew; also if it had ended or was given up.
-
-        Counts against no limit. Raises UnknownWorker, as those below.
-        """
-        self._request(_Request.RESTART, worker, reason)
-
-    def request_pause(self, worker: str) -> None:
-        """Have this worker handle nothing, and call no source, until it is resumed."""
-        self._request(_Request.PAUSE, worker, "")
-
-    def request_drain_worker(self, worker: str) -> None:
-        """The same, once it has handled what was sent to it until now."""
-        self._request(_Request.DRAIN_WORKER, worker, "")
-
-    def request_resume(self, worker: str) -> None:
-        self._request(_Request.RESUME, worker, "")
-
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until every worker was up once. False if the system ended before that, or the time is over."""
         self._settled.wait(timeout)
         return self._up
 
-    @property
-    def idle(self) -> bool:
-        """Every request was taken."""
-        return not self._requests
-
-    def _request(self, request: _Request, worker: str, reason: str) -> None:
-        if worker and worker not in self._children:
-            raise UnknownWorker(worker, tuple(self._children))
-        # No lock: a signal handler may interrupt whoever holds it.
-        self._requests.append((request, worker, reason))
-        wake = self._wake
-        if wake is not None:
-            try:
-                wake.send(b"\0")
-            except OSError:
-                pass  # full, so it will wake anyway; or closed, so the system has ended
+    def process(self, worker: str) -> Process | None:
+        """The process that a worker has just now; it may end at any moment."""
+        return self._children[worker].process
 
     # ------------------------------------------------------------------------------------------------ the loop
     def run(self) -> ExitStatus:
         """Supervise until the system has ended. To be called once."""
-        woken, self._wake = socket.socketpair()
-        woken.setblocking(False)
-        self._wake.setblocking(False)
         self._selector = selectors.DefaultSelector()
+        woken = self.listen()
         self._selector.register(woken, selectors.EVENT_READ)
         try:
             self.begin()
             while (wait := self.turn()) is not None:
-                for key, _ in self._selector.select(wait):
-                    if key.fileobj is woken:
-                        woken.recv(4096)
+                self._selector.select(wait)
+                self.hear()
         except BaseException as failure:
             self._conclude(ExitStatus.FAILED, f"the supervisor failed: {type(failure).__name__}: {failure}")
             log.exception("the supervisor of system %r failed", self.name)
@@ -186,8 +137,7 @@ class Supervisor:
         finally:
             self._end()
             self._selector.close()
-            self._wake.close()
-            woken.close()
+            self.deafen()
         return self.status or ExitStatus.OK
 
     def begin(self) -> None:
@@ -201,6 +151,8 @@ class Supervisor:
         self._board.set(BoardCell.SUPERVISOR_HEARTBEAT_NS, self._clock())
         if self._beat is not None:
             self._beat()
+        self._memory.look()
+        self._reaper.reap()
         self._take_requests()
         for child in self._children.values():
             self._look_at(child)
@@ -208,7 +160,7 @@ class Supervisor:
             self._drain()
         elif self.state in _WORKING and all(seat.over for seat in self._tree.seats.values()):
             self._begin_drain("every worker has ended")
-        while not self._requests and (action := self._tree.next(self._now())) is not None:
+        while self.idle and (action := self._tree.next(self._now())) is not None:
             self._do(action)
         if self.state is WorkerState.STOPPING:
             if not self._living():
@@ -217,10 +169,12 @@ class Supervisor:
         return self._longest_wait()
 
     def _longest_wait(self) -> float:
-        if self._requests:
+        if not self.idle:
             return 0.0
         now = self._now()
         wait = min(TICK, self._deadline - now, self._tree.next_time() - now)
+        if any(child.watch is not None and child.watch.suspicious for child in self._living()):
+            wait = min(wait, hang.CONFIRM)
         comes_up = any(not child.ready for child in self._living())
         if self.state is WorkerState.DRAINING or (comes_up and self.state is not WorkerState.STOPPING):
             wait = min(wait, self._look)
@@ -231,17 +185,17 @@ class Supervisor:
         for child in self._children.values():
             if self.state in _WORKING and child.block.get(Field.STOP_REQUESTED):
                 self._begin_drain(f"worker {child.name!r} asked for it")
-        while self._requests:
-            request, worker, reason = self._requests.popleft()
+        while not self.idle:
+            request, worker, reason = self.take()
             match request:
-                case _Request.DRAIN:
+                case Request.DRAIN:
                     if self.state in _WORKING:
                         self._begin_drain(reason)
-                case _Request.STOP:
+                case Request.STOP:
                     if self.state is not WorkerState.STOPPING:
                         self._conclude(ExitStatus.NOT_DRAINED, f"stopped before everything was handled: {reason}")
                         self._begin_stop()
-                case _Request.STOP_NOW:
+                case Request.STOP_NOW:
                     if self.state is not WorkerState.STOPPING:
                         self._conclude(ExitStatus.NOT_DRAINED, f"stopped before everything was handled: {reason}")
                         self._begin_stop()
@@ -250,18 +204,18 @@ class Supervisor:
                     if self.state is not WorkerState.STOPPING:
                         self._take_worker_request(request, self._children[worker], reason)
 
-    def _take_worker_request(self, request: _Request, child: Child, reason: str) -> None:
+    def _take_worker_request(self, request: Request, child: Child, reason: str) -> None:
         match request:
-            case _Request.RESTART:
+            case Request.RESTART:
                 self._tree.restart(child.name, self._now())
                 self._comes_again(child, 0.0)
                 if child.process is not None:
                     self._publish(events.WorkerLeaving(child.name, f"a restart was asked for ({reason})"))
-            case _Request.PAUSE:
+            case Request.PAUSE:
                 child.pause(Pause.PAUSE)
-            case _Request.DRAIN_WORKER:
+            case Request.DRAIN_WORKER:
                 child.pause(Pause.DRAIN)
-            case _Request.RESUME:
+            case Request.RESUME:
                 child.pause(Pause.RUN)
 
     # ------------------------------------------------------------------------------------------------ workers
@@ -300,6 +254,7 @@ class Supervisor:
             return
         if self._selector is not None:
             self._selector.register(process.pidfd, selectors.EVENT_READ)
+        child.watch = hang.Watch(self._limits[child.name])
         self._publish(events.WorkerStarting(child.name, process.pid, child.suspect))
 
     def _look_at(self, child: Child) -> None:
@@ -319,15 +274,28 @@ class Supervisor:
                 self._publish(events.SystemReady(self.name))
                 self._settled.set()
         code = process.poll()
-        if code is not None:
+        if code is None:
+            self._look_for_hang(child, process)
+        else:
             process.kill()  # what it started goes with it
+            words = process.words()
+            memory = self._memory.of(process.pid, process.title) if code == -signal.SIGKILL else ""
             if self._selector is not None:
                 self._selector.unregister(process.pidfd)
             process.close()
             child.process = None
             leaving = self._tree.seats[child.name].leaving
             asked = leaving is not None and leaving.deadline is not None
-            self._died(child, child.death(code, requested=asked), process.pid)
+            limit = self._memory_bytes.get(child.name)
+            self._died(child, child.death(code, asked, words, memory, limit), process.pid)
+
+    def _look_for_hang(self, child: Child, process: Process) -> None:
+        if child.watch is None or child.kill_reason or self.state is WorkerState.STOPPING:
+            return
+        hung = child.watch.look(self._now(), hang.look_at(child.block), lambda: self._letter(process.pid))
+        if hung is not None:
+            self._publish(events.WorkerKilled(child.name, process.pid, hung.reason))
+            child.kill(hung.reason, self._now(), innocent=not hung.blames)
 
     def _died(self, child: Child, death: Death, pid: int | None = None) -> None:
         epoch = child.block.get(Field.EPOCH)
@@ -431,6 +399,7 @@ class Supervisor:
             dead.register(process.pidfd, select.POLLIN)
             dead.poll(max(0.0, deadline - time.monotonic()) * 1000)
             process.close()
+        self._memory.close()
         self._conclude(ExitStatus.OK, "everything was handled")
         self._enter(WorkerState.STOPPED)
         self._publish(events.SystemStopped(self.name, self.status or ExitStatus.OK, self.reason))

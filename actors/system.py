@@ -19,18 +19,29 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 import cloudpickle
 import msgspec
 
+from actors.control_commands import SystemCommands, registry_of
+from actors.control_protocol import FAILED, Refused
+from actors.control_socket import ControlServer
+from actors.dead_letters import LetterChange, LetterPlace
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
+from actors.hang import Limits
 from actors.housekeeping import Housekeeping
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, stale_prefix
+from actors.letters_running import change_running
+from actors.letters_running import serve as serve_letters
+from actors.log_collect import Collector
+from actors.log_file import LogFile
+from actors.log_worker import Levels
 from actors.message import Message
-from actors.plan import GATEWAY, Plan
+from actors.plan import GATEWAY, Plan, WorkerPlan
 from actors.process import WorkerProcess
 from actors.replies import type_key
 from actors.restart import Policy
 from actors.resume import Names
 from actors.rundir import RunDirectory
+from actors.stacks import stacks
 from actors.supervisor import FIRST_LOOK, LONGEST_LOOK, Supervisor
 from actors.system_errors import BadReply, StartFailed, SystemClosed
 from actors.takeover import Move, carry, moves
@@ -41,7 +52,6 @@ from bus.segment import remove_stale
 from persist import Journal, Recovered, Snapshot, read
 
 if TYPE_CHECKING:
-    from actors.dead_letters import LetterChange
     from actors.letter_commands import Action
     from actors.status import SystemStatus
 
@@ -52,7 +62,13 @@ R = TypeVar("R", bound=Message)
 class System:
     """A handle on a running system, for the program that started it. Any thread may use it; also a context manager."""
 
-    def __init__(self, plan: Plan, directory: Path, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        directory: Path,
+        observer: Observer | None = None,
+        beat: Callable[[], None] | None = None,
+    ) -> None:
         self.plan = plan
         self._ended = threading.Event()
         self._status = ExitStatus.FAILED
@@ -70,7 +86,10 @@ class System:
             self._blocks = [self._board.block(worker.name) for worker in plan.workers]
             self._views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
             self._gateway = self._open_gateway()
-            self._supervisor = self._make_supervisor(observer)
+            self._logs = Collector(plan.name, LogFile(self._directory.duplicate(), plan.limits.log_bytes))
+            self._wires.undo.append(self._logs.close)
+            self._supervisor = self._make_supervisor(self._logs.observer(observer), beat)
+            self._control = self._make_control()
         except BaseException:
             self._give_back()
             raise
@@ -139,9 +158,6 @@ class System:
     def _change_letters(
         self, action: Action, letters: Iterable[tuple[str, str, int]], timeout: float
     ) -> list[LetterChange]:
-        from actors.dead_letters import LetterPlace
-        from actors.letters_running import change_running
-
         places = [LetterPlace(*letter) for letter in letters]
         return change_running(self.plan, self._gateway, action, places, timeout)
 
@@ -233,8 +249,10 @@ class System:
     # ------------------------------------------------------------------------------------------------ starting
     def start(self, timeout: float = READY_TIMEOUT) -> Self:
         """Starts everything and returns when every worker is up. Raises StartFailed, and nothing runs then."""
+        self._logs.start()
         self._thread.start()
         self._gateway.start()
+        self._control.start()
         if not self._supervisor.wait_ready(timeout):
             if not self._ended.is_set():
                 self._supervisor.request_stop_now()
@@ -302,7 +320,7 @@ class System:
         endpoint.resume(journal, recovered)
         return Gateway(plan, endpoint, house, self._resolve)
 
-    def _make_supervisor(self, observer: Observer | None) -> Supervisor:
+    def _make_supervisor(self, observer: Observer | None, beat: Callable[[], None] | None) -> Supervisor:
         limits = self.plan.limits
         return Supervisor(
             self.plan.name,
@@ -317,9 +335,31 @@ class System:
             self._launch,
             quiet=self._quiet,
             groups=self.plan.groups,
+            limits={worker.name: self._hang_limits(worker) for worker in self.plan.workers},
+            memory_bytes={worker.name: worker.process.memory_bytes for worker in self.plan.workers},
             drain_timeout=limits.drain_timeout,
             observer=observer,
+            beat=beat,
         )
+
+    def _hang_limits(self, worker: WorkerPlan) -> Limits:
+        handlers = [(one.name, one.policy.busy_limit) for one in worker.handlers]
+        return Limits(worker.child.hung_after, handlers, self.plan.peers)
+
+    def _make_control(self) -> ControlServer:
+        workers = [worker.name for worker in self.plan.workers]
+        commands = SystemCommands(
+            self.name, self._identity.run_id, workers, self._board, self._supervisor, self._stacks_of
+        )
+        registry = registry_of(commands)
+        serve_letters(registry, self._change_letters)
+        return ControlServer(self._directory, registry)
+
+    def _stacks_of(self, worker: str) -> str:
+        process = self._supervisor.process(worker)
+        if not isinstance(process, WorkerProcess):
+            raise Refused(FAILED, f"{worker}: has no process now")
+        return stacks(process)
 
     def _launch(self, name: str, epoch_floor: int, suspect: tuple[int, int] | None) -> WorkerProcess:
         attempts: dict[tuple[int, int], int] = {}
@@ -338,7 +378,14 @@ class System:
             suspect=suspect,
             attempts=attempts,
         )
-        return WorkerProcess.start(main, (cloudpickle.dumps(boot),), f"ringleader: {self.name}/{name}")
+        with self._logs.channel(name) as log:
+            return WorkerProcess.start(
+                main,
+                (cloudpickle.dumps(boot), Levels.of_program()),
+                f"ringleader: {self.name}/{name}",
+                pass_fds=[log],
+                options=self.plan.worker(name).process,
+            )
 
     def _resolve(self, name: str) -> type[Message]:
         """The class of a reply. Only what this process has defined or imported: nothing is imported for a reply."""
@@ -379,7 +426,8 @@ class System:
 
     def _end(self) -> None:
         """Each step whatever became of the one before: nothing may stay, and nobody may wait for ever."""
-        for step in (self._gateway.close, self._record_end, self._give_back):
+        # The end is on record before the socket goes: whoever finds nobody there knows why.
+        for step in (self._gateway.close, self._record_end, self._control.close, self._logs.close, self._give_back):
             try:
                 step()
             except Exception as failure:

@@ -33,11 +33,13 @@ from actors.errors import Problem, TopologyError
 from actors.fingerprint import fingerprint, type_text
 from actors.handler import Handler, HandlerSpec
 from actors.handler_policy import policy_of
+from actors.hygiene import machine
 from actors.message import Message, type_name
 from actors.plan import GATEWAY, REPLY, Group, HandlerPlan, Limits, Plan, Route, WorkerPlan, number_edges
 from actors.process_options import ProcessOptions
 from actors.restart import ChildSpec, Restart, Strategy
 from actors.validate import problems
+from actors.validate_options import option_problems
 
 if TYPE_CHECKING:
     from actors.events import Observer
@@ -67,6 +69,7 @@ class Topology:
                         `persist.replay`, after everything in it has been consumed; 0: no such limit
     retain_seconds      and for how long; 0: no such limit. With neither, no history is kept; with both, what either
                         lets go goes
+    log_bytes           how much of what workers and supervisor log is kept for `ringleader logs`; 0: nothing
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Topology:
         strategy: str = "one_for_one",
         retain_bytes: int = 0,
         retain_seconds: float = 0.0,
+        log_bytes: int = 8 << 20,
     ) -> None:
         self.name = name
         self.durability = durability
@@ -105,6 +109,7 @@ class Topology:
             "drain_timeout": drain_timeout,
             "retain_bytes": retain_bytes,
             "retain_seconds": retain_seconds,
+            "log_bytes": log_bytes,
         }
         self._declaration = Declaration(name, durability, numbers, strategy=strategy)
 
@@ -151,10 +156,10 @@ class Topology:
         options = {
             "memory_bytes": memory_bytes,
             "open_files": open_files,
-            "cpus": None if cpus is None else tuple(cpus),
+            "cpus": tuple(cpus) if isinstance(cpus, Iterable) else cpus,
             "nice": nice,
             "umask": umask,
-            "cwd": None if cwd is None else os.fspath(cwd),
+            "cwd": os.fspath(cwd) if isinstance(cwd, os.PathLike) else cwd,
             "user": user,
         }
         self._declaration.processes.append(DeclaredOptions(worker, options, _caller()))
@@ -199,7 +204,7 @@ class Topology:
 
     def compile(self) -> Plan:
         """Check everything; TopologyError with all the problems, or the plan."""
-        found = problems(self._declaration)
+        found = [*problems(self._declaration), *option_problems(self._declaration, machine())]
         if not found:
             plan = _plan(self._declaration)
             found = _unshippable(plan)

@@ -20,6 +20,7 @@ from actors.naming import RESERVED, closest, name_problems
 from actors.validate_supervision import supervision_problems
 
 LEVELS = ("memory", "process", "power")
+LEAST_LOG = 1 << 18  # bytes: one record is up to a quarter of that, and the log is two files
 
 
 def problems(declaration: Declaration) -> list[Problem]:
@@ -57,6 +58,7 @@ _NUMBERS: Mapping[str, tuple[type, int]] = {
     "drain_timeout": (float, 0),
     "retain_bytes": (int, 0),
     "retain_seconds": (float, 0),
+    "log_bytes": (int, 0),
 }
 
 
@@ -79,6 +81,9 @@ def _topology(declaration: Declaration) -> Iterator[Problem]:
         wrong.add("ring_bytes")
         hint = f"take {1 << (ring.bit_length() - 1)} or {1 << ring.bit_length()}"
         yield Problem("bad-number", "ring_bytes", f"ring_bytes={ring} is not a power of two", hint)
+    if "log_bytes" not in wrong and 0 < (kept := declaration.numbers["log_bytes"]) < LEAST_LOG:
+        hint = f"take {LEAST_LOG} or more, or 0 to keep no log"
+        yield Problem("bad-number", "log_bytes", f"log_bytes={kept} is too small to keep anything", hint)
     if not wrong & {"ring_bytes", "max_message_bytes"} and message > largest_message(ring):
         hint = f"one record is at most half of a ring: take {largest_message(ring)} or less, or a larger ring"
         yield Problem(

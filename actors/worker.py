@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cloudpickle
 
+from actors import log_worker
 from actors.codec import RUN, RunCodec
 from actors.dispatch import Dispatcher
 from actors.endpoint import Endpoint
@@ -24,10 +25,11 @@ from actors.hosted import Context, Hosted
 from actors.housekeeping import Housekeeping
 from actors.inlets import Inlet
 from actors.links import Arrival, Link
+from actors.log_worker import Levels
 from actors.outgoing import Lane, Outgoing
 from actors.pausing import Pausing
 from actors.plan import Plan, WorkerPlan
-from actors.process import arm_parent_death
+from actors.process import arm_parent_death, inherited
 from actors.resume import RUNTIME, SESSION, Names
 from actors.sources import Sources
 from actors.system_errors import HandlerFailed, MessageFailed, TopologyChanged
@@ -54,9 +56,14 @@ class Boot:
     attempts: dict[tuple[int, int], int]  # at level `memory`, where no journal remembers them
 
 
-def main(boot_bytes: bytes) -> None:
-    """Runs the worker and ends the process with one of `WorkerExit`."""
+def main(boot_bytes: bytes, levels: Levels | None = None) -> None:
+    """Runs the worker and ends the process with one of `WorkerExit`.
+
+    With `levels`, the first descriptor that it inherited is its channel for log records.
+    """
     arm_parent_death()
+    if levels is not None:
+        log_worker.install(inherited()[0], levels)
     boot: Boot = cloudpickle.loads(boot_bytes)
     wires = Wires()
     board = attach_board(boot.run_id, wires)
@@ -73,6 +80,7 @@ def main(boot_bytes: bytes) -> None:
         if isinstance(error, MessageFailed) and error.__cause__ is not None:
             words = "".join(traceback.format_exception(error.__cause__)) + str(error)  # the user's traceback alone
         block.set_text(Text.LAST_WORDS, words)
+    log_worker.tell_dropped(log_worker.LAST_PATIENCE)
     sys.stdout.flush()
     sys.stderr.flush()
     # Nothing is torn down: the segments belong to the supervisor, and the journal is whole after every append.
@@ -122,6 +130,10 @@ class Worker:
         names = Names(plan, boot.worker)
         journal, recovered = open_journal(plan, names, Path(boot.journal), boot.epoch, suspect, endpoint)
         context = Context()
+        busy = self._cells
+        log_worker.handlers_run_here(
+            lambda: (context.handler, context.message_id() if busy[Field.BUSY_PEER] else ""),
+        )
         mine = plan.worker(boot.worker)
         outgoing, inlets, hosted = assemble(plan, mine, endpoint, context)
         attempts = dict(boot.attempts)
@@ -189,6 +201,7 @@ class Worker:
                     break
             self._house.keep()
             if not worked:
+                log_worker.tell_dropped()
                 bell.arm()
                 if endpoint.idle(blocked) and cells[control] == seen:
                     longest = PAUSED_WAIT if endpoint.paused else IDLE_WAIT

@@ -222,7 +222,7 @@ class Field(IntEnum):
     CARRIED = 26  # last sequence number that the worker carried over to itself
     CARRIED_ACK = 27  # and the last of these that it has consumed
     DISK_FULL = 28  # its journal has no room for sends
-    PAUSED = 29  # it handles nothing until it is told to go on
+    PAUSED = 29  # the Pause that it has reached: other than RUN, it handles nothing until it is told to go on
     # the supervisor writes
     CONTROL = 48  # a Control
     RESTARTS = 49

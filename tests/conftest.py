@@ -13,11 +13,17 @@ import pytest
 
 SHM = Path("/dev/shm")
 GRACE = 5.0  # seconds for processes that were told to end to be gone
-SINGLETONS = ("multiprocess.forkserver", "multiprocess.resource_tracker", "multiprocessing.resource_tracker")
+SINGLETONS = (
+    "ringleader: guardian",
+    "ringleader: fork server",
+    "multiprocess.forkserver",
+    "multiprocess.resource_tracker",
+    "multiprocessing.resource_tracker",
+)
 
 
 def _children() -> set[psutil.Process]:
-    """Child processes, but for the helpers that the standard library keeps one of per process."""
+    """Child processes, but for the helpers of which there is one per process."""
     found = set()
     for child in psutil.Process().children(recursive=True):
         try:

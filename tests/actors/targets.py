@@ -97,3 +97,120 @@ def writes_to_what_it_was_given() -> None:
 
     for number, descriptor in enumerate(inherited()):
         os.write(descriptor, str(number).encode())
+
+
+def crashes(how: str) -> None:
+    import faulthandler
+
+    if how == "abort":
+        os.abort()
+    if how == "stack overflow":
+        faulthandler._stack_overflow()  # type: ignore[attr-defined]
+    faulthandler._sigsegv()  # type: ignore[attr-defined]
+
+
+def raises(text: str) -> None:
+    raise ValueError(text)
+
+
+def crashes_after_stacks(path: Path) -> None:
+    write(path, "up")
+    while not path.with_suffix(".go").exists():
+        pass
+    crashes("")
+
+
+def waits_with_a_thread(path: Path, how: str) -> None:
+    import threading
+
+    def thread_of_its_own() -> None:
+        threading.Event().wait()
+
+    threading.Thread(target=thread_of_its_own, daemon=True).start()
+    write(path, "up")
+    if how == "C":
+        sum(range(10**12))  # in C, and the interpreter lock is never given up
+    if how == "deaf":
+        import faulthandler
+
+        from actors.last_words import DUMP_SIGNAL
+
+        faulthandler.unregister(DUMP_SIGNAL)
+        write(path, "deaf")
+    spins() if how == "Python" else holds()
+
+
+def tells_what_it_was_granted(path: Path) -> None:
+    import resource
+
+    handle = os.open(path.with_suffix(".mode"), os.O_CREAT | os.O_WRONLY, 0o666)
+    facts = {
+        "memory": resource.getrlimit(resource.RLIMIT_AS),
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "core": resource.getrlimit(resource.RLIMIT_CORE),
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "nice": os.nice(0),
+        "mode": os.fstat(handle).st_mode & 0o777,
+        "cwd": os.getcwd(),
+    }
+    write(path, json.dumps(facts))
+
+
+def tells_its_signals(path: Path) -> None:
+    ignored = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
+    status = Path("/proc/self/status").read_text()
+    facts = {
+        "ignored": sorted(signal.Signals(number).name for number in ignored),
+        "blocked": next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")),
+        "inheritable": [int(fd) for fd in os.listdir("/proc/self/fd") if int(fd) > 2 and _inheritable(int(fd))],
+        "mark": os.environ["RINGLEADER_WORKER"],
+    }
+    write(path, json.dumps(facts))
+
+
+def _inheritable(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
+
+
+def takes_memory(size: int) -> None:
+    bytearray(size)
+
+
+def starts_descendants(path: Path, then: str) -> None:
+    """One of each kind: in its group, in a session of its own, a daemon that forked twice, one that only forks."""
+    pids = [subprocess.Popen(["sleep", "600"]).pid, subprocess.Popen(["sleep", "600"], start_new_session=True).pid]
+    script = "setsid sleep 600 >/dev/null & echo $!"
+    pids.append(int(subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, check=True).stdout))
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.write(writer, b"%d\n" % os.getpid())
+        holds()
+    pids.append(int(os.read(reader, 20)))
+    write(path, " ".join(map(str, pids)))
+    if then == "hold":
+        holds()
+
+
+def starts_a_chain(path: Path, length: int) -> None:
+    """Daemons, each the child of the one before, in sessions of their own."""
+    reader, writer = os.pipe()
+    for _ in range(length):
+        if os.fork():
+            break
+        os.setsid()
+        os.write(writer, b"%d\n" % os.getpid())
+    else:
+        holds()
+    if os.environ["RINGLEADER_WORKER"] != f"{os.getpid():010d}":
+        holds()
+    pids = b""
+    while pids.count(b"\n") < length:
+        pids += os.read(reader, 100)
+    write(path, pids.decode())
+    holds()

@@ -300,7 +300,7 @@ def test_who_does_not_come_up_in_time_ends_the_start(tmp_path: Path) -> None:
     topology.external("sleeper")
     topology.route("sleeper", Number, to=[])
     topology.supervise("w", ready_within=0.3)
-    with pytest.raises(StartFailed, match=r"it was not ready within 0\.3 s: killed by SIGKILL") as caught:
+    with pytest.raises(StartFailed, match=r"it was not ready within 0\.3 s; killed by SIGKILL") as caught:
         topology.start()
     assert caught.value.status == ExitStatus.GAVE_UP
 

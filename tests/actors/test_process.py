@@ -19,6 +19,7 @@ import pytest
 
 from actors import process as process_module
 from actors.exits import WorkerExit
+from actors.guardian import children_of
 from actors.process import LaunchFailed, WorkerProcess, start_forkserver, stop_forkserver
 from tests.actors import targets
 from tests.actors.waiting import dead_within, text_of, until
@@ -44,10 +45,17 @@ def started() -> Iterator[list[WorkerProcess]]:
         process.close()
 
 
-def server_pid() -> int:
+def guardian_pid() -> int:
     pid = process_module._server.pid
     assert pid is not None
     return pid
+
+
+def server_pid() -> int:
+    """The fork server: the guardian's first child, for the guardian adopts others only later."""
+    children = children_of(guardian_pid())
+    until(lambda: children_of(guardian_pid()), "the fork server to be forked")
+    return min(children or children_of(guardian_pid()))
 
 
 def ended(process: WorkerProcess, seconds: float = 5.0) -> int:
@@ -225,9 +233,9 @@ def test_death_of_the_fork_server_is_the_death_of_its_workers_and_survived(start
 
 
 def test_fork_server_that_died_and_was_waited_for_by_others_is_replaced(started) -> None:
-    server = server_pid()
+    server, guardian = server_pid(), guardian_pid()
     os.kill(server, signal.SIGKILL)
-    os.waitpid(server, 0)  # as a program does that waits for any child
+    os.waitpid(guardian, 0)  # as a program does that waits for any child
     started.append(WorkerProcess.start(targets.returns, (5,)))
     assert ended(started[0]) == 5
     assert server_pid() != server
@@ -257,10 +265,12 @@ def test_starting_from_a_thread(started) -> None:
 
 SUPERVISOR = """
 import os, sys, signal, threading
+from actors.guardian import children_of
 from actors.process import WorkerProcess, start_forkserver, _server
 from tests.actors import targets
 start_forkserver(("tests.actors.targets",))
 workers = [WorkerProcess.start(target) for target in (targets.holds, targets.spins, targets.stops_itself)]
+servers = [_server.pid, *children_of(_server.pid)]
 extra = sys.argv[1]
 if "forked" in extra:
     pid = os.fork()
@@ -269,12 +279,13 @@ if "forked" in extra:
     print(pid)
 if "server stopped" in extra:
     # With a request under way, as at a kill in the middle of a start.
-    os.kill(_server.pid, signal.SIGSTOP)
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
     connect, sent = _server.connect_to_new_process, threading.Event()
     _server.connect_to_new_process = lambda fds: (connect(fds), sent.set())[0]
     threading.Thread(target=WorkerProcess.start, args=(targets.holds,), daemon=True).start()
     sent.wait()
-print(_server.pid, *[worker.pid for worker in workers], flush=True)
+print(len(servers), *servers, *[worker.pid for worker in workers], flush=True)
 signal.pause()
 """
 
@@ -294,20 +305,22 @@ def test_workers_are_gone_when_the_supervisor_is_killed(extra: str) -> None:
     ) as run:
         assert run.stdout is not None
         fork = int(run.stdout.readline()) if "forked" in extra else None
-        server, *pids = map(int, run.stdout.readline().split())
+        count, *pids = map(int, run.stdout.readline().split())
+        servers, pids = pids[:count], pids[count:]
+        assert len(servers) == 2
         assert len(pids) == 3
         try:
             until(lambda: stopped(pids[2]), "the third worker to stop itself")
             until(lambda: psutil.Process(pids[1]).cpu_times().user > 0, "the second worker to spin")
             run.kill()
             took = dead_within(pids, 2)
-            dead_within([server], 2)
+            dead_within(servers, 2)
             print(f"{len(pids)} workers gone {took * 1000:.1f} ms after SIGKILL to their supervisor")
         finally:
             run.kill()
             if fork is not None:
                 os.kill(fork, signal.SIGKILL)
-            dead_within([server, *pids], 5)
+            dead_within([*servers, *pids], 5)
 
 
 FORKED = """

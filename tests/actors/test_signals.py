@@ -84,7 +84,7 @@ class Script:
 
     def workers(self) -> list[psutil.Process]:
         found = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in found if "ringleader" in " ".join(child.cmdline())]
+        return [child for child in found if "ringleader: script/" in " ".join(child.cmdline())]
 
     def end(self, timeout: float = 60.0) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=timeout)

@@ -285,6 +285,8 @@ def test_a_level_that_there_is_not_is_told_with_the_one_that_was_meant():
         ("backoff_first", -1.0, "0 or more"),
         ("backoff_max", float("inf"), "number of seconds"),
         ("drain_timeout", None, "number of seconds"),
+        ("log_bytes", -1, "0 or more"),
+        ("log_bytes", 1000, "or 0 to keep no log"),
     ],
 )
 def test_a_number_out_of_range_is_told_with_the_range(name, value, hint):

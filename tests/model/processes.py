@@ -39,6 +39,10 @@ class Process:
     failure: Exception | None = None
     pid: int = 1
     pidfd: int = -1
+    title: str = ""
+
+    def words(self) -> str:
+        return ""
 
     def poll(self) -> int | None:
         return None if self.alive else -signal.SIGKILL

@@ -1,0 +1,123 @@
+"""The mistakes in what `topology.process(...)` says, each with the worker, the value and what to do about it.
+
+Pure: what this machine has and allows is in `Machine`, as far as it can be known before a worker is started. What can
+only be known later ends the worker (`hygiene.OptionRefused`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from actors.declaration import Declaration, DeclaredOptions
+from actors.errors import Problem
+from actors.naming import closest
+from actors.process_options import ProcessOptions
+
+LEAST_FILES = 32  # what a worker has open before its handlers are made, and some more
+LEAST_MEMORY = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What is here. None: not known, or without limit."""
+
+    root: bool
+    uid: int
+    cpus: frozenset[int] | None
+    open_files: int | None
+    memory_bytes: int | None
+    is_directory: Callable[[str], bool]
+    uid_of: Callable[[str | int], int]
+
+
+def option_problems(declaration: Declaration, machine: Machine) -> list[Problem]:
+    """Every mistake in the process options of a declaration, in the order in which they were given."""
+    found: list[Problem] = []
+    for said in declaration.processes:
+        found += _of(said, declaration, machine)
+    return found
+
+
+def _of(said: DeclaredOptions, declaration: Declaration, machine: Machine) -> Iterator[Problem]:
+    workers = [worker.name for worker in declaration.workers if isinstance(worker.name, str)]
+    if said.worker not in workers:
+        text = f"process options for {said.worker!r}: there is no worker of that name"
+        yield Problem("unknown-worker", str(said.worker), text, closest(said.worker, workers, "workers"), said.where)
+    defaults = {one.name: one.default for one in fields(ProcessOptions)}
+    for name, value in said.options.items():
+        if value == defaults[name] and not isinstance(value, bool):
+            continue
+        wrong = _wrong(name, value, machine)
+        if wrong is not None:
+            text = f"worker {said.worker!r}: process option {name}={value!r:.80}: {wrong[0]}"
+            yield Problem("bad-process-option", str(said.worker), text, wrong[1], said.where)
+
+
+def _wrong(name: str, value: Any, machine: Machine) -> tuple[str, str] | None:
+    """What is wrong with a value, and what to do."""
+    match name:
+        case "memory_bytes":
+            return _size(value, LEAST_MEMORY, machine.memory_bytes, machine.root, "a number of bytes")
+        case "open_files":
+            return _size(value, LEAST_FILES, machine.open_files, machine.root, "a number of descriptors")
+        case "cpus":
+            return _cpus(value, machine.cpus)
+        case "nice":
+            if not _is_whole(value) or not -20 <= value <= 19:
+                return "out of range", "it is a whole number from -20 to 19"
+            if value < 0 and not machine.root:
+                return "only root may be less nice", "give 0 to 19, or start the system as root"
+        case "umask":
+            if not _is_whole(value) or not 0 <= value <= 0o777:
+                return "not a file mode", "it is a number from 0 to 0o777, as 0o077"
+        case "cwd":
+            if not isinstance(value, str) or not value or "\0" in value:
+                return "not a path", "give the path of a directory"
+            if not machine.is_directory(value):
+                return "there is no such directory", "make it before the system is started"
+        case "user":
+            return _user(value, machine)
+    return None
+
+
+def _size(value: Any, least: int, most: int | None, root: bool, noun: str) -> tuple[str, str] | None:
+    if not _is_whole(value):
+        return "not a whole number", f"it is {noun}"
+    if value < least:
+        return f"a worker cannot live with less than {least}", f"it is {noun}, {least} or more"
+    if most is not None and value > most and not root:
+        return f"more than this process may give, which is {most}", "give less, or raise the limit of the system"
+    return None
+
+
+def _cpus(value: Any, there: frozenset[int] | None) -> tuple[str, str] | None:
+    if there is None:
+        return "this operating system cannot bind processes to processors", "leave it out"
+    if not isinstance(value, tuple) or not value or not all(_is_whole(cpu) and cpu >= 0 for cpu in value):
+        return "not a set of processors", "give their numbers, as cpus=[0, 1]"
+    missing = sorted(set(value) - there)
+    if missing:
+        names = ", ".join(map(str, missing))
+        return f"there is no processor {names} here", f"there are {min(there)} to {max(there)}"
+    return None
+
+
+def _user(value: Any, machine: Machine) -> tuple[str, str] | None:
+    if not (isinstance(value, str) or (_is_whole(value) and value >= 0)):
+        return "not a user", "give a name or a number"
+    try:
+        uid = machine.uid_of(value)
+    except KeyError:
+        return "there is no such user", "give the name of a user of this machine, or a number"
+    if uid == machine.uid:
+        return None
+    return (
+        f"the system is started as user {machine.uid}, and its journals and shared memory are for this one only",
+        "a worker cannot run as another user: start the whole system as the user that it is to run as",
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

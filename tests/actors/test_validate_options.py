@@ -1,0 +1,133 @@
+"""Mistakes in process options are told when the topology is compiled: name, value, what to do."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import Handler, Message, Topology, TopologyError, handle
+from actors.declaration import Declaration, DeclaredOptions, DeclaredWorker
+from actors.process_options import ProcessOptions
+from actors.validate_options import Machine, option_problems
+
+HERE = Machine(
+    root=False,
+    uid=1000,
+    cpus=frozenset({0, 1, 2, 3}),
+    open_files=4096,
+    memory_bytes=None,
+    is_directory=lambda path: path == "/srv",
+    uid_of={"me": 1000, "root": 0, 1000: 1000, 0: 0}.__getitem__,
+)
+
+
+class Tick(Message):
+    n: int
+
+
+class Sink(Handler):
+    @handle
+    def on_tick(self, tick: Tick) -> None: ...
+
+
+def found(machine: Machine = HERE, worker: Any = "stats", **options: Any) -> list[str]:
+    declaration = Declaration("trades", "process", {})
+    declaration.workers.append(DeclaredWorker("stats", {"sink": Sink}, "trades.py:1"))
+    declaration.processes.append(DeclaredOptions(worker, options, "trades.py:2"))
+    return [str(problem) for problem in option_problems(declaration, machine)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"memory_bytes": 1 << 30, "open_files": 1024, "cpus": (0, 3), "nice": 5, "umask": 0o077, "cwd": "/srv"},
+        {"user": "me"},
+        {"user": 1000},
+        {"umask": 0},
+        {name: getattr(ProcessOptions(), name) for name in ProcessOptions.__slots__},
+    ],
+    ids=str,
+)
+def test_what_can_be_granted_is_no_problem(options: dict[str, Any]) -> None:
+    assert found(**options) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        ({"memory_bytes": "1G"}, ["memory_bytes='1G': not a whole number", "a number of bytes"]),
+        ({"memory_bytes": True}, ["memory_bytes=True: not a whole number"]),
+        ({"memory_bytes": 1 << 20}, ["memory_bytes=1048576: a worker cannot live with less than 67108864"]),
+        ({"open_files": 3}, ["open_files=3: a worker cannot live with less than 32"]),
+        ({"open_files": 1.5}, ["open_files=1.5: not a whole number"]),
+        ({"open_files": 5000}, ["open_files=5000: more than this process may give, which is 4096"]),
+        ({"cpus": (1, 4, 9)}, ["cpus=(1, 4, 9): there is no processor 4, 9 here; there are 0 to 3"]),
+        ({"cpus": ()}, ["cpus=(): not a set of processors", "as cpus=[0, 1]"]),
+        ({"cpus": ("a",)}, ["cpus=('a',): not a set of processors"]),
+        ({"cpus": 3}, ["cpus=3: not a set of processors"]),
+        ({"nice": -5}, ["nice=-5: only root may be less nice; give 0 to 19"]),
+        ({"nice": 20}, ["nice=20: out of range; it is a whole number from -20 to 19"]),
+        ({"nice": False}, ["nice=False: out of range"]),
+        ({"umask": 0o1777}, ["umask=1023: not a file mode"]),
+        ({"cwd": "/nowhere"}, ["cwd='/nowhere': there is no such directory"]),
+        ({"cwd": 7}, ["cwd=7: not a path"]),
+        ({"cwd": ""}, ["cwd='': not a path"]),
+        ({"user": "nobody-here"}, ["user='nobody-here': there is no such user"]),
+        ({"user": "root"}, ["user='root': the system is started as user 1000", "start the whole system as the user"]),
+        ({"user": 0}, ["user=0: the system is started as user 1000"]),
+        ({"user": -1}, ["user=-1: not a user"]),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_with_worker_name_value_and_hint(options: dict[str, Any], texts: list[str]) -> None:
+    (problem,) = found(**options)
+    assert problem.startswith("worker 'stats': process option ")
+    assert problem.endswith("[trades.py:2]")
+    for text in texts:
+        assert text in problem
+
+
+def test_root_may_what_others_may_not() -> None:
+    root = replace(HERE, root=True)
+    assert found(root, nice=-5, open_files=5000) == []
+
+
+def test_where_processors_cannot_be_chosen() -> None:
+    (problem,) = found(replace(HERE, cpus=None), cpus=(0,))
+    assert "cannot bind processes to processors" in problem
+
+
+@pytest.mark.parametrize("worker", ["stat", None])
+def test_an_unknown_worker_is_told_with_those_there_are(worker: Any) -> None:
+    (problem,) = found(worker=worker, nice=1)
+    assert "there is no worker of that name" in problem
+    assert "stats" in problem
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    assert len(found(nice=99, umask=-1, cpus=(77,))) == 3
+
+
+def test_topologies_are_checked_when_they_are_compiled(tmp_path: Path) -> None:
+    app = Topology("trades")
+    app.worker("stats", sink=Sink)
+    app.external("sink", Tick)
+    app.process("stats", cpus=3, cwd=7, nice=50)  # type: ignore[arg-type]
+    with pytest.raises(TopologyError) as caught:
+        app.compile()
+    assert [problem.kind for problem in caught.value.problems] == ["bad-process-option"] * 3
+    app.process("stats", cpus=[0], cwd=tmp_path)
+    with pytest.raises(TopologyError):
+        app.compile()
+    good = Topology("trades")
+    good.worker("stats", sink=Sink)
+    good.external("sink", Tick)
+    good.process("stats", cpus=iter([0]), cwd=tmp_path)
+    options = good.compile().worker("stats").process
+    assert options == ProcessOptions(cpus=(0,), cwd=str(tmp_path))
+    assert pickle.loads(pickle.dumps(options)) == options
