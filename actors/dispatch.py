@@ -36,9 +36,8 @@ from persist.errors import JournalFull
 from persist.format import DeadLetter
 
 INLINE_LIMIT = 10_000  # messages between handlers of the worker in one transaction; the rest is carried over
-BATCH_NS = (
-    20_000_000  # after which a batch is committed, so that the control lane is looked at however slow handlers are
-)
+# After which a batch is committed, so that the control lane is looked at however slow handlers are.
+BATCH_NS = 20_000_000
 LOOP_PAUSE = 0.01  # before the next call of an on_loop that sent nothing and did not say
 
 
