@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -38,16 +38,6 @@ HomeOption = Annotated[
     typer.Option("--home", metavar="DIR", help="Where run directories are (else RINGLEADER_HOME, or the user's own)."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs: stable keys with their units.")]
-
-
-class CannotAsk(Exception):
-    """The running system cannot be asked; the text says what to do instead."""
-
-
-def ask_running(path: Path, asked: dict[str, Any]) -> Any:
-    """Has the system that runs in `path` do this (`letters_running.read_request`), and returns what it says:
-    LetterChange as plain data."""
-    raise CannotAsk("it is running; stop it first, or call `requeue_dead_letters` in the program that has started it")
 
 
 @dead_letters.command("list")
@@ -215,10 +205,7 @@ def _change(
 
 def _changed(path: Path, action: Action, places: Sequence[LetterPlace], timeout: float) -> list[LetterChange]:
     """By its journals where it does not run, else by itself."""
-    import msgspec
-
-    from actors.dead_letters import LetterChange
-    from actors.letters_running import request
+    from actors.letters_running import ask_running
     from actors.letters_stopped import change_stopped
     from actors.rundir import AlreadyRunning
 
@@ -227,7 +214,7 @@ def _changed(path: Path, action: Action, places: Sequence[LetterPlace], timeout:
     try:
         return change_stopped(path, action, places)
     except AlreadyRunning:
-        return msgspec.convert(ask_running(path, request(action, places, timeout)), type=list[LetterChange])
+        return ask_running(path, action, places, timeout)
 
 
 def _places_in_memory(ids: list[str] | None, worker: str | None) -> list[LetterPlace]:
@@ -283,6 +270,8 @@ def _print_json(shown: object) -> None:
 
 @contextmanager
 def _failures() -> Iterator[None]:
+    from actors.control_client import CannotAsk
+    from actors.control_protocol import Refused
     from actors.dead_letters import CannotChoose
     from actors.rundir import NotYours, RunDirectoryError
 
@@ -294,7 +283,7 @@ def _failures() -> Iterator[None]:
         _fail(str(error), IN_USE)
     except NotYours as error:
         _fail(str(error), NOT_YOURS)
-    except (RunDirectoryError, OSError) as error:
+    except (Refused, RunDirectoryError, OSError) as error:
         _fail(str(error), FAILED)
 
 

@@ -36,9 +36,8 @@ from persist.errors import JournalFull
 from persist.format import DeadLetter
 
 INLINE_LIMIT = 10_000  # messages between handlers of the worker in one transaction; the rest is carried over
-BATCH_NS = (
-    20_000_000  # after which a batch is committed, so that the control lane is looked at however slow handlers are
-)
+# After which a batch is committed, so that the control lane is looked at however slow handlers are.
+BATCH_NS = 20_000_000
 LOOP_PAUSE = 0.01  # before the next call of an on_loop that sent nothing and did not say
 
 
@@ -118,9 +117,9 @@ class Dispatcher:
         failures: Counter[str] = Counter()
         while True:
             for one in hosted:
-                self._cells[Field.BUSY_SINCE_NS] = time.monotonic_ns()
-                self._cells[Field.BUSY_HANDLER] = one.index + 1
+                self._enter(one)
                 one.make()
+            self._touched.clear()  # to be made changes nothing
             self._bind()
             # failpoint: handlers-made
             try:
@@ -154,7 +153,7 @@ class Dispatcher:
             inlet.bind()
 
     def _enter(self, hosted: Hosted) -> None:
-        """Its code runs from now on; until `_prepare` or `_clear`, when it has returned to the loop."""
+        """Its code runs from now on; until `prepare` or `_clear`, when it has returned to the loop."""
         self._touched.add(hosted)
         self._context.handler = hosted.name
         if hosted.timed:  # has a busy_limit; the time first, so that it is never another one's

@@ -4,11 +4,13 @@ exactly once."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
 
 import msgspec
 
+from actors.control_socket import Peer, Registry
 from actors.dead_letters import LetterChange, LetterPlace
 from actors.gateway import Gateway
 from actors.letter_commands import Action, commands
@@ -16,19 +18,18 @@ from actors.plan import Plan
 from actors.system_errors import CommandTimeout, SendTimeout
 
 ANSWER_WITHIN = 30.0
+ASKED_AT_ONCE = 256  # letters in one request to the control socket, whose size is limited
 
 
-class LetterRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):
-    """What `ringleader dead-letters` asks of a running system, as JSON."""
+class LetterRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What `ringleader dead-letters` asks of a running system, through its control socket."""
 
     letters: tuple[LetterPlace, ...]
     timeout: float = ANSWER_WITHIN
 
 
-class Requeue(LetterRequest, frozen=True, kw_only=True, tag="requeue"): ...
-
-
-class Drop(LetterRequest, frozen=True, kw_only=True, tag="drop"): ...
+class LetterAnswer(msgspec.Struct, frozen=True):
+    changes: list[LetterChange]
 
 
 def change_running(
@@ -57,14 +58,27 @@ def change_running(
     return [LetterChange.of(letter, action, problems[letter]) for letter in letters]
 
 
-def request(action: Action, letters: Sequence[LetterPlace], timeout: float = ANSWER_WITHIN) -> dict[str, Any]:
-    """What to send to a running system; `read_request` takes it there, from JSON too."""
-    kind = Requeue if action == "requeue" else Drop
-    asked: dict[str, Any] = msgspec.to_builtins(kind(letters=tuple(letters), timeout=timeout))
-    return asked
+def serve(registry: Registry, change: Callable[[Action, Sequence[LetterPlace], float], list[LetterChange]]) -> None:
+    """Add the commands to those of the control socket."""
+
+    def serving(action: Action) -> Callable[[LetterRequest, Peer], LetterAnswer]:
+        return lambda asked, peer: LetterAnswer(change(action, asked.letters, asked.timeout))
+
+    for action in get_args(Action):
+        registry.add(command_name(action), LetterRequest, serving(action), blocks=True)
 
 
-def read_request(asked: Any) -> tuple[Action, tuple[LetterPlace, ...], float]:
-    """Raises msgspec.ValidationError for anything else."""
-    found = msgspec.convert(asked, type=Requeue | Drop)
-    return "requeue" if isinstance(found, Requeue) else "drop", found.letters, found.timeout
+def ask_running(path: Path, action: Action, letters: Sequence[LetterPlace], timeout: float) -> list[LetterChange]:
+    """Has the system that runs in `path` do it. Raises what `control_client.ask` does; letters that were asked for
+    before that have taken effect."""
+    from actors.control_client import ask
+
+    changes: list[LetterChange] = []
+    for at in range(0, len(letters), ASKED_AT_ONCE):
+        asked = LetterRequest(letters=tuple(letters[at : at + ASKED_AT_ONCE]), timeout=timeout)
+        changes += ask(path, command_name(action), asked, LetterAnswer).changes
+    return changes
+
+
+def command_name(action: Action) -> str:
+    return f"{action}-dead-letters"

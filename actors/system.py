@@ -19,12 +19,15 @@ import cloudpickle
 from actors.control_commands import SystemCommands, registry_of
 from actors.control_protocol import FAILED, Refused
 from actors.control_socket import ControlServer
+from actors.dead_letters import LetterChange, LetterPlace
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
 from actors.hang import limits_of
 from actors.housekeeping import Housekeeping
 from actors.identity import Exit, WorkerEnd
+from actors.letters_running import change_running
+from actors.letters_running import serve as serve_letters
 from actors.log_collect import Collector
 from actors.log_file import LogFile
 from actors.log_worker import Levels
@@ -44,7 +47,6 @@ from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
 from bus import Block, Cell, Field, Segment, Text, WorkerState
 
 if TYPE_CHECKING:
-    from actors.dead_letters import LetterChange
     from actors.letter_commands import Action
     from actors.status import SystemStatus
 
@@ -154,9 +156,6 @@ class System:
     def _change_letters(
         self, action: Action, letters: Iterable[tuple[str, str, int]], timeout: float
     ) -> list[LetterChange]:
-        from actors.dead_letters import LetterPlace
-        from actors.letters_running import change_running
-
         places = [LetterPlace(*letter) for letter in letters]
         return change_running(self.plan, self._gateway, action, places, timeout)
 
@@ -307,7 +306,9 @@ class System:
         commands = SystemCommands(
             self.name, self._identity.run_id, workers, self._board, self._supervisor, self._stacks_of
         )
-        return ControlServer(self._directory, registry_of(commands))
+        registry = registry_of(commands)
+        serve_letters(registry, self._change_letters)
+        return ControlServer(self._directory, registry)
 
     def _stacks_of(self, worker: str) -> str:
         process = self._supervisor.process(worker)

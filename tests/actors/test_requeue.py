@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from actors import AskFailed, ExitStatus, Handler, Message, SystemClosed, Topology, handle
+from actors.cli import app
 from actors.dead_letters import LetterChange, LetterPlace, collect
-from actors.letters_running import read_request, request
 from actors.letters_stopped import change_stopped
 from actors.rundir import AlreadyRunning
 from actors.system import System
-from bus import Field
+from bus import Field, WorkerState
 from persist import Journal, check, read, replay
 from persist.reopen import reopen
 
@@ -232,12 +233,25 @@ def test_letters_of_one_id_at_two_workers_are_two(directory: Path, log: Log, gat
         assert [(one.worker, one.id) for one in collect(directory).dead_letters] == [("work", "gateway/1")]
 
 
-@pytest.mark.parametrize("action", ["requeue", "drop"])
-def test_a_command_is_plain_data_on_its_way(action: str) -> None:
-    wanted = (place(1), place(7, "feed", "stats"))
-    asked = request(action, wanted, 3.0)  # type: ignore[arg-type]
-    assert asked["command"] == action
-    assert read_request(asked) == (action, wanted, 3.0)
+def test_a_running_system_is_asked_by_the_command_line(directory: Path, log: Log, gate: Path) -> None:
+    def ringleader(*arguments: str) -> tuple[int, str, str]:
+        done = CliRunner().invoke(app, ["dead-letters", *arguments])
+        return done.exit_code, done.stdout, done.stderr
+
+    run = str(directory)
+    with tellers(directory, log).start() as system:
+        bury(system, gate, 1, 2, 3)
+        gate.touch()
+        assert ringleader("requeue", run, "gateway/1") == (0, "gateway/1 of work: requeued\n", "")
+        until(lambda: done_by(system, "sink") == (1,), "its effect", 30)
+        assert ringleader("drop", run, "--handler", "worker") == (
+            0,
+            "gateway/2 of work: dropped\ngateway/3 of work: dropped\n",
+            "",
+        )
+        assert ringleader("drop", run, "--all") == (0, "tellers: no dead letters\n", "")
+        assert ringleader("drop", run, "gateway/1") == (4, "", "ringleader: no dead letter 'gateway/1'\n")
+        assert not letters_of(system)
 
 
 # ---------------------------------------------------------------------------------------------------- kills
@@ -249,32 +263,24 @@ def killed_at_least(system: System, times: int) -> Callable[[], bool]:
 def test_a_requeue_takes_effect_once_however_often_its_worker_is_killed_meanwhile(
     directory: Path, log: Log, gate: Path, level: str
 ) -> None:
-    count = 16
+    count = 10
     with tellers(directory, log, durability=level).start() as system:
         bury(system, gate, *range(1, count + 1))
     gate.touch()
-    with tellers(directory, log, durability=level, max_attempts=1000, backoff_first=0.01).start() as system:
-        over = threading.Event()
-
-        def killing() -> None:
-            while not over.wait(0.03):
-                pid = system.block("work").get(Field.PID)
-                if pid:
-                    os.kill(pid, signal.SIGKILL)
-
-        killer = threading.Thread(target=killing)
-        killer.start()
-        try:
-            for n in range(1, count + 1):
-                system.requeue_dead_letters([place(n)], timeout=0.2)
-                if n % 4 == 0:
-                    killed = killed_at_least(system, n // 4)
-                    until(killed, "it to be killed again", 30)
-        finally:
-            over.set()
+    patient = {"max_attempts": 1000, "backoff_first": 0.001, "backoff_max": 0.01}
+    with tellers(directory, log, durability=level, **patient).start() as system:
+        for n in range(1, count + 1):
+            block = system.block("work")
+            pid, epoch = block.get(Field.PID), block.get(Field.EPOCH)
+            killer = threading.Timer(n * 0.0005, os.kill, (pid, signal.SIGKILL))
+            killer.start()
+            changes = system.requeue_dead_letters([place(n)])
             killer.join()
+            until(lambda: block.get(Field.EPOCH) > epoch, "the next incarnation", 30)  # noqa: B023
+            until(lambda: block.get(Field.STATE) == WorkerState.RUNNING, "its start", 30)  # noqa: B023
+            assert problems(changes) == [""]
         until(lambda: len(done_by(system, "sink")) >= count, "all of them", 60)
-        assert system.block("work").get(Field.RESTARTS) >= 4
+        assert system.block("work").get(Field.RESTARTS) == count
         assert sorted(done_by(system)) == sorted(done_by(system, "sink")) == list(range(1, count + 1))
         assert not letters_of(system)
     sound(directory)
@@ -406,16 +412,16 @@ def test_a_letter_from_a_worker_that_is_gone_can_be_dropped_while_the_system_run
     sound(directory)
 
 
-def test_removals_are_part_of_the_history(directory: Path, log: Log, gate: Path) -> None:
+def test_a_requeue_is_one_transaction(directory: Path, log: Log, gate: Path) -> None:
+    """Its command consumed, the letter removed, the message carried over, the answer: no crash comes in between."""
     with tellers(directory, log, retain_bytes=1 << 20).start() as system:
         bury(system, gate, 1)
         gate.touch()
         system.requeue_dead_letters([place(1)])
         until(lambda: done_by(system, "sink") == (1,), "its effect", 30)
-    records = [one for one in replay(directory / "journals" / "work") if one.removed]
-    assert [(one.removed, [(run.edges, run.count) for run in one.sends if "work" in run.edges]) for one in records] == [
-        ([("gateway", 1)], [({"work": 1}, 1)])
-    ]
+    (record,) = [one for one in replay(directory / "journals" / "work") if one.removed]
+    assert (record.removed, record.consumed) == ([("gateway", 1)], {"gateway": 2})
+    assert [(tuple(run.edges), run.count) for run in record.sends] == [(("work",), 1), (("gateway",), 1)]
 
 
 def test_a_journal_is_reopened_as_it_was(directory: Path, log: Log, gate: Path) -> None:
