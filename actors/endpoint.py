@@ -44,7 +44,8 @@ class Endpoint:
         self.journal: Journal | None = None
         self.block = block
         self.cells = block.cells
-        self.dead: list[DeadLetter] = []  # every dead letter kept so far
+        self.dead: list[DeadLetter] = []  # every dead letter that is kept
+        self.dead_peers = list(names)  # who sent them, by their `peer`; also those that the topology no longer has
         self.epoch = 0
         self._outbox_limit = outbox_limit
         self._over = False
@@ -95,7 +96,9 @@ class Endpoint:
             if ring_in is not None:
                 link.resends = ring_in.get(Cell.RESEND_ASKED)
                 ring_in.set(Cell.RESUME, link.inbound.watermark)
+                # failpoint: watermark-told
                 ring_in.set(Cell.ACK, link.inbound.watermark)
+                # failpoint: resume-acknowledged
                 ring_in.rewind()
             if ring_out is not None:
                 link.resends_seen = ring_out.get(Cell.RESEND_SERVED)
@@ -106,7 +109,9 @@ class Endpoint:
         self.cells[Field.OVER_LIMIT] = self.cells[Field.MULTIPLYING] = self.cells[Field.DISK_FULL] = 0
         self.cells[Field.DEAD_LETTERS] = len(self.dead)
         self.cells[Field.JOURNAL_SEGMENTS] = 0 if journal is None else journal.segments
+        # failpoint: links-restored
         self.progress()
+        # failpoint: republished
         for link in self.links:
             if link.bell is not None:
                 link.bell.ring()  # it may have died between a store and this
@@ -125,6 +130,7 @@ class Endpoint:
                 continue
             assert link.consuming is not None
             for record in link.consuming.take_many(TAKE_RECORDS, TAKE_BYTES):
+                # failpoint: records-taken
                 first, count, route, flags = unpack_header(record)
                 arrivals.append(Arrival(link, first, count, route, flags, memoryview(record)[RUN.size :]))
         return arrivals
@@ -154,6 +160,7 @@ class Endpoint:
             ring = link.consuming
             assert ring is not None
             ring.release()
+            # failpoint: head-released
             if ring.get(Cell.STARVED) and link.bell is not None:
                 link.bell.ring()
 
@@ -175,15 +182,19 @@ class Endpoint:
         states: Sequence[tuple[int, bytes]] = (),
         keys: Sequence[tuple[int, bytes, bytes | None]] = (),
         dead: Sequence[DeadLetter] = (),
+        removed: Sequence[tuple[int, int]] = (),
+        attempts: Sequence[tuple[int, int, int]] = (),
     ) -> None:
-        """One transaction: what is staged on the inbound links, the runs, the state. Durable when this returns.
+        """One transaction: what is staged on the inbound links, the runs, the state, dead letters that come and go (by
+        peer and sequence number), attempts that are counted. Durable when this returns.
 
         JournalFull: the disk has no room for it. Nothing was committed, and no number was used; who staged rolls back.
         """
         consumed = [link for link in self.links if link.inbound.seen != link.inbound.watermark]
-        if not (consumed or runs or states or keys or dead):
+        if not (consumed or runs or states or keys or dead or removed or attempts):
             return
         sends = self._number(runs)
+        # failpoint: numbers-assigned
         position = 0
         if self.journal is not None:
             transaction = Transaction(
@@ -192,6 +203,8 @@ class Endpoint:
                 states=list(states),
                 keys=list(keys),
                 dead=list(dead),
+                removed=list(removed),
+                attempts=list(attempts),
             )
             try:
                 position = self.journal.append(transaction)
@@ -200,18 +213,27 @@ class Endpoint:
                     link.outbound.rollback()
                 self.cells[Field.DISK_FULL] = 1
                 raise
+            # failpoint: transaction-appended
             if self.level == "power":
                 self.journal.sync()
+        # failpoint: transaction-synced
+        if removed:
+            gone = set(removed)
+            self.dead = [letter for letter in self.dead if (letter.peer, letter.seq) not in gone]
         self.dead.extend(dead)
         self._enter_outbox(sends, position)
+        # failpoint: outbox-entered
         for link in consumed:
             link.inbound.commit()
+        # failpoint: watermarks-committed
         cells = self.cells
         cells[Field.COMMITS] += 1
         cells[Field.LAST_COMMIT_NS] = time.monotonic_ns()
-        if dead:
+        if dead or removed:
             cells[Field.DEAD_LETTERS] = len(self.dead)
+        # failpoint: publish-before
         self.publish()
+        # failpoint: publish-after
         self.acknowledge(consumed)
 
     def _number(self, runs: Sequence[EncodedRun]) -> list[Send]:
@@ -237,6 +259,7 @@ class Endpoint:
         for link in self._sending:
             assert link.producing is not None
             link.producing.set(Cell.COMMITTED, link.outbound.assigned)
+        # failpoint: committed-told
         self.cells[Field.CARRIED] = self.me.outbound.assigned
         self.cells[Field.SENT] += sent
 
@@ -267,6 +290,7 @@ class Endpoint:
                 ring.set(Cell.STARVED, 1)
                 starved = True
                 continue
+            # failpoint: record-pushed
             outbound.pop()
             moved = True
         if entry is None and ring.get(Cell.STARVED):
@@ -274,7 +298,9 @@ class Endpoint:
         if moved:
             ring.set(Cell.PUBLISHED, outbound.published)
             assert link.bell is not None
+            # failpoint: doorbell-before
             link.bell.ring()
+            # failpoint: doorbell-after
         ring.set(Cell.OUTBOX_BYTES, outbound.backlog_bytes)
         if link.oldest_ns:
             ring.set(Cell.OLDEST_NS, link.oldest_ns)
@@ -290,6 +316,7 @@ class Endpoint:
         assert self.journal is not None
         outbound = link.outbound
         outbound.refill(link.entries(self.journal))
+        # failpoint: backlog-refilled
 
     def acknowledge(self, consumed: Iterable[Link]) -> bool:
         """The acknowledgement cells take the durable watermarks. At `memory`, not before all it caused is published.
@@ -306,8 +333,10 @@ class Endpoint:
         for link in consumed:
             if link.consuming is not None:
                 link.consuming.set(Cell.ACK, link.inbound.watermark)
+                # failpoint: acknowledged
             elif link is self.me:
                 link.outbound.acknowledge(link.inbound.watermark)
+                # failpoint: own-acknowledged
                 self.cells[Field.CARRIED_ACK] = link.inbound.watermark
         return True
 
@@ -320,6 +349,7 @@ class Endpoint:
             acked = ring.get(Cell.ACK)
             if acked > outbound.acked:
                 outbound.acknowledge(acked)
+                # failpoint: outbox-trimmed
                 link.forget_marks(acked)
                 ring.set(Cell.OLDEST_NS, link.oldest_ns)
             asked = ring.get(Cell.RESEND_ASKED)
@@ -407,5 +437,6 @@ class Endpoint:
             if entry is None:
                 return
             outbound.pop()
+            # failpoint: own-taken
             send: Send = entry.payload
             yield Arrival(self.me, entry.first, entry.count, send.route, send.flags, send.body)

@@ -49,12 +49,14 @@ class Housekeeping:
 
     def _renew(self, journal: Journal) -> None:
         try:
+            # failpoint: rotate-before
             journal.rotate(self._snapshot())
         except JournalFull:
             self._endpoint.cells[Field.DISK_FULL] = 1  # it goes on where it is, and is looked after again soon
         self._trim(journal)
 
     def _trim(self, journal: Journal) -> None:
+        # failpoint: trim-before
         journal.trim(self._acked())
         self._endpoint.cells[Field.JOURNAL_SEGMENTS] = journal.segments
         self._trim_at = time.monotonic_ns() + TRIM_NS

@@ -108,6 +108,7 @@ class Outgoing:
             except KeyError:
                 raise UnroutedMessage(handler, type(message).__name__, tuple(t.__name__ for t in lanes)) from None
             lane.put(message)
+            # failpoint: send-buffered
 
         return send
 
@@ -180,6 +181,7 @@ class Outgoing:
             body = codec.encode_run(messages) if codec.late else codec.join(messages)
             if codec.late:
                 codec.check_run(body, messages)
+            # failpoint: run-encoded
             if len(body) <= self._max_run:
                 yield EncodedRun(lane.route, len(messages), 0, peers, body)
                 return

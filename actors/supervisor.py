@@ -252,6 +252,7 @@ class Supervisor(Requests):
             why = f"could not be launched: {type(failure).__name__}: {failure}"
             self._died(child, Death(child.name, WorkerExit.NO_SPACE if full else None, None, False, why, child.was_up))
             return
+        # failpoint: worker-launched
         if self._selector is not None:
             self._selector.register(process.pidfd, selectors.EVENT_READ)
         child.watch = hang.Watch(self._limits[child.name])
@@ -277,9 +278,11 @@ class Supervisor(Requests):
         if code is None:
             self._look_for_hang(child, process)
         else:
+            # failpoint: death-seen
             process.kill()  # what it started goes with it
             words = process.words()
-            memory = self._memory.of(process.pid, process.title) if code == -signal.SIGKILL else ""
+            foreign = code == -signal.SIGKILL and not child.kill_reason
+            memory = self._memory.of(process.pid, process.title) if foreign else ""
             if self._selector is not None:
                 self._selector.unregister(process.pidfd)
             process.close()
@@ -294,12 +297,14 @@ class Supervisor(Requests):
             return
         hung = child.watch.look(self._now(), hang.look_at(child.block), lambda: self._letter(process.pid))
         if hung is not None:
-            self._publish(events.WorkerKilled(child.name, process.pid, hung.reason))
-            child.kill(hung.reason, self._now(), innocent=not hung.blames)
+            reason = f"hung: {hung.reason}"
+            self._publish(events.WorkerKilled(child.name, process.pid, reason))
+            child.kill(reason, self._now(), innocent=not hung.blames)
 
     def _died(self, child: Child, death: Death, pid: int | None = None) -> None:
         epoch = child.block.get(Field.EPOCH)
         blamed = child.bury(death)
+        # failpoint: death-buried
         stopping = self._tree.stopping
         clean = death.code == WorkerExit.STOPPED and not blamed
         brutal = death.requested and child.spec.shutdown == 0
@@ -315,6 +320,7 @@ class Supervisor(Requests):
             if stopping:
                 self._conclude(ExitStatus.FAILED, f"worker {child.name!r} did not stop cleanly: {death.reason}")
         for outcome in self._tree.died(death, self._now(), self._random()):
+            # failpoint: restart-decided
             self._note(child, outcome)
 
     def _note(self, dead: Child, outcome: Outcome) -> None:

@@ -11,7 +11,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -25,14 +25,14 @@ from actors.control_socket import ControlServer
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
-from actors.hang import Limits
+from actors.hang import limits_of
 from actors.housekeeping import Housekeeping
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, stale_prefix
 from actors.log_collect import Collector
 from actors.log_file import LogFile
 from actors.log_worker import Levels
 from actors.message import Message
-from actors.plan import GATEWAY, Plan, WorkerPlan
+from actors.plan import GATEWAY, Plan
 from actors.process import WorkerProcess
 from actors.replies import type_key
 from actors.restart import Policy
@@ -49,6 +49,8 @@ from bus.segment import remove_stale
 from persist import Journal, Recovered, Snapshot, read
 
 if TYPE_CHECKING:
+    from actors.dead_letters import LetterChange
+    from actors.letter_commands import Action
     from actors.status import SystemStatus
 
 READY_TIMEOUT = 60.0
@@ -76,12 +78,15 @@ class System:
         self._directory = RunDirectory.open(directory)
         try:
             self._directory.lock()
+            # failpoint: run-locked
             self._identity, self._session = self._take_over()
             self._segments = create_segments(plan, self._identity.run_id)
+            # failpoint: segments-created
             self._board = attach_board(self._identity.run_id, self._wires)
             self._blocks = [self._board.block(worker.name) for worker in plan.workers]
             self._views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
             self._gateway = self._open_gateway()
+            # failpoint: gateway-opened
             self._logs = Collector(plan.name, LogFile(self._directory.duplicate(), plan.limits.log_bytes))
             self._wires.undo.append(self._logs.close)
             self._supervisor = self._make_supervisor(self._logs.observer(observer), beat)
@@ -136,6 +141,29 @@ class System:
         from actors.status import read_status
 
         return read_status(self.directory)
+
+    def requeue_dead_letters(
+        self, letters: Iterable[tuple[str, str, int]], timeout: float = 30.0
+    ) -> list[LetterChange]:
+        """Has dead letters, each named by (worker, peer, sequence number), handled again: as new messages of the worker
+        to itself, exactly once, with all attempts before them. Tells of each what has become of it, in the same order.
+
+        Where a worker has not answered in time, that is the letter's `problem`: it will take effect all the same.
+        """
+        return self._change_letters("requeue", letters, timeout)
+
+    def drop_dead_letters(self, letters: Iterable[tuple[str, str, int]], timeout: float = 30.0) -> list[LetterChange]:
+        """Forgets dead letters for good; otherwise as `requeue_dead_letters`."""
+        return self._change_letters("drop", letters, timeout)
+
+    def _change_letters(
+        self, action: Action, letters: Iterable[tuple[str, str, int]], timeout: float
+    ) -> list[LetterChange]:
+        from actors.dead_letters import LetterPlace
+        from actors.letters_running import change_running
+
+        places = [LetterPlace(*letter) for letter in letters]
+        return change_running(self.plan, self._gateway, action, places, timeout)
 
     def stop(self, drain: bool = True, timeout: float | None = None) -> ExitStatus:
         """Ends the system: handles what is under way (`drain`), stops the workers. Returns the exit status.
@@ -243,6 +271,7 @@ class System:
         old, ending = self._directory.read_identity(), self._directory.read_exit()
         if old is not None:
             remove_stale(stale_prefix(old))
+            # failpoint: stale-removed
         self._adopt(old)
         session = secrets.token_hex(4)
         if old is not None and old.session and (ending is None or ending.status != ExitStatus.OK):
@@ -262,6 +291,7 @@ class System:
         )
         # Before the first segment exists: whoever comes after a crash finds its name.
         self._directory.write_identity(identity)
+        # failpoint: identity-written
         return identity, session
 
     def _adopt(self, old: Identity | None) -> None:
@@ -311,16 +341,12 @@ class System:
             self._launch,
             quiet=self._quiet,
             groups=self.plan.groups,
-            limits={worker.name: self._hang_limits(worker) for worker in self.plan.workers},
+            limits={worker.name: limits_of(self.plan, worker.name) for worker in self.plan.workers},
             memory_bytes={worker.name: worker.process.memory_bytes for worker in self.plan.workers},
             drain_timeout=limits.drain_timeout,
             observer=observer,
             beat=beat,
         )
-
-    def _hang_limits(self, worker: WorkerPlan) -> Limits:
-        handlers = [(one.name, one.policy.busy_limit) for one in worker.handlers]
-        return Limits(worker.child.hung_after, handlers, self.plan.peers)
 
     def _make_control(self) -> ControlServer:
         workers = [worker.name for worker in self.plan.workers]

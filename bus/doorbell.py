@@ -101,6 +101,7 @@ class Doorbell:
         if self._word[0] != ARMED:
             return False
         self._word[0] = IDLE
+        # failpoint: doorbell-cleared
         _wake(self._address)
         return True
 

@@ -96,10 +96,13 @@ class Ring:
         start = self._place(self._tail, size)
         if start < 0:
             return False
+        # failpoint: ring-claimed
         at = (start & (self.capacity - 1)) + RECORD_HEADER
         for piece in pieces:
             self._data[at : at + len(piece)] = piece
             at += len(piece)
+            # failpoint: ring-copying
+        # failpoint: ring-copied
         self._publish(start + framed(size))
         return True
 
@@ -174,6 +177,7 @@ class Ring:
                     break
                 taken.append(bytes(data[start : start + length]))
                 room -= length
+                # failpoint: ring-record-copied
             elif word >> 32 != PADDING or start + length != capacity or after - index > tail - cursor:
                 if taken:
                     break
@@ -187,6 +191,7 @@ class Ring:
         self._require_open()
         self._head = self._cursor
         self.set(_HEAD, self._head)
+        # failpoint: ring-head-stored
 
     def rewind(self) -> None:
         """Cursor := HEAD. What was taken and not released will be taken again."""
@@ -283,6 +288,7 @@ class Ring:
 
     def _publish(self, tail: int) -> None:
         self.set(_TAIL, tail)
+        # failpoint: ring-tail-stored
         self._tail = tail
 
     def _problem(self, word: int, index: int) -> tuple[int, str]:

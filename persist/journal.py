@@ -117,8 +117,10 @@ class Journal:
         lock = None
         try:
             lock = DirectoryLock(opened.path, opened.descriptor)
+            # failpoint: journal-locked
             found = survey(opened)
             recovered = recover(opened, found)
+            # failpoint: journal-recovered
             assigned, watermarks = dict(recovered.assigned), dict(recovered.watermarks)
             epoch = max(epoch, recovered.epoch) + 1
             snapshot = verified(make_snapshot(recovered if found.segments else None, epoch))
@@ -128,6 +130,7 @@ class Journal:
             wipe_spare(opened, 2 * reserve)
             journal._cut(found, recovered)
             journal._adopt(found, assigned, recovered.position, snapshot)
+            # failpoint: journal-adopted
             journal._begin_incarnation(found, recovered, epoch, snapshot)
         except BaseException:
             if lock is not None:
@@ -149,6 +152,7 @@ class Journal:
             try:
                 if cut:
                     file.truncate(segment.offset(recovered.position))
+                    # failpoint: tail-cut
                 if self._durable:
                     file.fdatasync()
             finally:
@@ -188,6 +192,7 @@ class Journal:
             if len(self._closed) == before:
                 raise
             self._begin(number, position, epoch, snapshot)
+        # failpoint: incarnation-begun
         try:
             if last is not None and recovered.torn is None and last.size > last.offset(position):
                 file = self._directory.open(last.name, writable=True)
@@ -262,6 +267,7 @@ class Journal:
                 assigned[peer] = first + send.count - 1
         keep = 0 if not transaction.sends else self._reserve // 2 if transaction.consumed else self._reserve
         position = self._writer.append(TRANSACTION, transaction, keep=keep)
+        # failpoint: append-noted
         self._assigned.update(assigned)
         self._frames += 1
         return position
@@ -312,11 +318,13 @@ class Journal:
             raise
         except (OSError, JournalPoisoned) as error:
             raise old.poison(f"the next segment could not be begun: {error}") from error
+        # failpoint: rotate-begun
         self._close_segment(closed, self._assigned, snapshot, self._clock())
         if len(snapshot.peers) > len(self._names.peers):
             self._assigned = dict.fromkeys(range(len(snapshot.peers)), 0) | self._assigned
         self._names = retired_part(snapshot)
         old.cause = None
+        # failpoint: rotate-switched
         try:
             old.cut()
             self._has_spare = prepare_spare(self._directory, self._reserve)
@@ -364,6 +372,7 @@ class Journal:
 
     def _delete_oldest(self) -> None:
         self._directory.unlink(self._closed[0].segment.name)
+        # failpoint: segment-deleted
         if self._durable:
             self._directory.sync()  # one by one: power loss must not leave a hole in the numbers
         self._closed.popleft()

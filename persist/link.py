@@ -153,6 +153,7 @@ class Outbound:
                 self.memory_bytes += size
                 return
             self.spilled_from = position
+            # failpoint: backlog-spilled
         self._spilled_bytes += size
 
     def peek(self) -> Entry | None:

@@ -28,6 +28,7 @@ def prepare_spare(directory: Directory, size: int) -> bool:
             try:
                 if have < wanted:
                     file.allocate(have, wanted - have)
+                # failpoint: spare-prepared
                 return part == PARTS
             except OSError as error:
                 if error.errno not in NO_ROOM:

@@ -79,13 +79,16 @@ class Writer:
         """A new segment, begun by its `head`, in a file that gets its name only then: whoever sees a segment sees its
         head. `durable`: both are synced. JournalFull if not even the head finds room; then nothing has changed."""
         file, allocated = take_spare(directory, len(head), reserve)
+        # failpoint: segment-made
         writer = cls(file, epoch, first_position, allocated, reserve, durable=durable)
         writer.full = allocated < len(head) + reserve
         try:
             writer._put(head, len(head) - SEGMENT_HEADER, 0)
+            # failpoint: snapshot-written
             if durable:
                 writer.sync()
             directory.rename(SPARE, segment_name(number))
+            # failpoint: segment-renamed
             if durable:
                 directory.sync()
         except BaseException:
@@ -112,6 +115,7 @@ class Writer:
         buffer = self._buffer
         loose = 0 if self.durable is None else position - self.durable
         encode_frame(buffer, frame_type, self.epoch, position, record, loose)
+        # failpoint: frame-encoded
         size = len(buffer)
         if position + size > self._room:
             self._make_room(size, keep)
@@ -124,10 +128,12 @@ class Writer:
         """Write all of `data`, of which the last `size` bytes are a frame."""
         self.cause = INTERRUPTED  # holds if a signal handler raises between the write and the last line
         self.synced = False
+        # failpoint: append-before-write
         try:
             written = self._file.write(data, offset)
         except OSError as error:
             raise self.poison(f"write failed: {error}") from error
+        # failpoint: append-written
         if written != len(data):
             raise self.poison(f"short write: {written} of {len(data)} bytes")
         if self._summed:
@@ -184,6 +190,7 @@ class Writer:
         `poison`."""
         covers = self.position
         self._file.fdatasync()
+        # failpoint: sync-done
         if self.durable is not None:
             self.durable = covers
 

@@ -8,7 +8,8 @@ import random
 import tempfile
 from pathlib import Path
 
-from tests.torture.run import serve, torture
+from tests.torture.breeder import breed
+from tests.torture.run import server, torture
 from tests.torture.sabotage import MUTATIONS
 
 
@@ -18,11 +19,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="workers killed by SIGKILL")
     parser.add_argument("--system-kills", type=int, default=20, help="whole systems killed by SIGKILL")
     parser.add_argument("--sabotage", choices=sorted(MUTATIONS), default="", help="break the runtime in this way")
-    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--breed", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.getLogger("ringleader").setLevel(logging.ERROR)  # every kill is a warning
-    if arguments.serve:
-        serve(arguments.serve)
+    if arguments.breed:
+        breed(arguments.breed / "log", server(arguments.breed))
         return 0
     with tempfile.TemporaryDirectory(prefix="ringleader-torture-") as folder:
         verdict = torture(

@@ -8,8 +8,9 @@ from pathlib import Path
 from tests.torture.topology import HOPS, TOKEN_EVERY, Seen
 
 
-def judge(seen: Mapping[str, Seen], ledgers: Path) -> list[str]:
-    """Everything that is wrong; empty if every item took effect exactly once and in order on every edge."""
+def judge(seen: Mapping[str, Seen], ledgers: Path, sessions: int = 1) -> list[str]:
+    """Everything that is wrong; empty if every item took effect exactly once and in order on every edge, and what
+    `on_start` sends once a session."""
     items = seen["source"].count
     tokens = items // TOKEN_EVERY
     last_token = tokens * TOKEN_EVERY
@@ -22,6 +23,8 @@ def judge(seen: Mapping[str, Seen], ledgers: Path) -> list[str]:
         "pong": (tokens * len(odd), {f"hops {h}": last_token for h in odd}),
         "sink": (tokens, {"done": last_token}),
     }
+    if "tally" in seen:
+        expected["tally"] = (items + sessions, {"rights": items, "starts": sessions})
     wrong = []
     for name, (count, last) in expected.items():
         one = seen[name]

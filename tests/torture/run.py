@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +16,18 @@ import psutil
 
 from actors import AskTimeout, System
 from actors.identity import Identity, stale_prefix
-from actors.rundir import RunDirectory
+from actors.plan import Plan
+from actors.rundir import IDENTITY, RunDirectory
 from bus import Board, Field, Segment
-from tests.actors.waiting import dead_within
+from tests.actors.waiting import dead_within, until
+from tests.torture.breeder import ORPHANS, Breeder
 from tests.torture.oracle import judge, outside_problems
 from tests.torture.outside import Feeder, remembered
 from tests.torture.topology import WORKERS, Finish, Look, Seen, topology
 
 SETTLE = 60.0  # seconds until everything under way must have been handled
-ORPHANS = 2.0  # seconds that a process may outlive its supervisor
 READY = 60.0
+STARTING = 0.5  # a start takes about so long
 SHM = Path("/dev/shm")
 
 
@@ -47,65 +46,89 @@ class Verdict:
 
 
 def torture(folder: Path, *, seed: int, kills: int, system_kills: int = 0, mutation: str = "") -> Verdict:
-    """Whole-system kills first, each in the middle of worker kills; then worker kills; then the end is judged."""
+    """Whole-system kills first, half of them amid kills of workers; then kills of workers; then the end is judged."""
     chance = random.Random(seed)
     verdict = Verdict(seed)
     started = time.monotonic()
     prefixes: list[str] = []
-    for _ in range(system_kills):
-        prefixes.append(_kill_system(folder, chance, verdict, prefixes))
+    if system_kills:
+        folder.mkdir(parents=True, exist_ok=True)
+        breeder = Breeder(["-m", "tests.torture", "--breed", str(folder)])
+        try:
+            for _ in range(system_kills):
+                _kill_system(breeder, folder, chance, verdict, prefixes)
+        finally:
+            breeder.close()
     with topology(folder, mutation).start() as system:
-        verdict.wrong += _left_over(prefixes)
-        prefixes.append(stale_prefix(_identity(folder)))
+        verdict.wrong += left_over(prefixes)
+        prefixes.append(stale_prefix(identity_of(folder)))
         feeder = Feeder(system, folder)
         try:
             while verdict.kills < kills:
                 _pause(chance.uniform(0.005, 0.06))
-                verdict.kills += _kill_worker(system.block(f"w-{chance.choice(WORKERS)}").get(Field.PID))
+                verdict.kills += _kill_workers(chance, lambda name: system.block(f"w-{name}").get(Field.PID))
         finally:
             feeder.stop()
         _settle(system, folder, verdict, 8.0 if mutation else SETTLE)
         system.stop(drain=not verdict.wrong)
-    verdict.wrong += _left_over(prefixes)
+    verdict.wrong += left_over(prefixes)
     verdict.seconds = time.monotonic() - started
     return verdict
 
 
-def serve(folder: Path) -> None:
-    """The system as a process of its own, until it is killed."""
-    with topology(folder).start() as system:
+def server(folder: Path) -> Callable[[], None]:
+    """What a process with the system runs, until it is killed. The plan is made once, before."""
+    plan = topology(folder).compile()
+    return lambda: _serve(plan, folder)
+
+
+def _serve(plan: Plan, folder: Path) -> None:
+    with System(plan, folder / "run").start() as system:
         feeder = Feeder(system, folder)
-        print("up", flush=True)
+        (folder / f"up-{os.getpid()}").touch()
         system.join()
         feeder.stop()
 
 
-def _kill_system(folder: Path, chance: random.Random, verdict: Verdict, before: list[str]) -> str:
-    """Starts it where it was killed, kills workers of it, then everything. Returns what its segments are called."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.torture", "--serve", str(folder)], stdout=subprocess.PIPE, text=True
-    )
+def _kill_system(breeder: Breeder, folder: Path, chance: random.Random, verdict: Verdict, before: list[str]) -> None:
+    """Starts it where it was killed, and kills everything: while it starts, or after kills of its workers."""
+    bred = breeder.another()
+    assert bred is not None, "the system died by itself"
     try:
-        assert process.stdout is not None
-        assert select.select([process.stdout], [], [], READY)[0], f"the system did not come up within {READY:g} s"
-        assert process.stdout.readline() == "up\n", "the system did not come up again"
-        verdict.wrong += _left_over(before)
-        identity = _identity(folder)
-        with _pids(identity) as pids:
-            for _ in range(chance.randrange(4)):
+        if chance.random() < 0.5:
+            _pause(chance.uniform(0.0, STARTING))
+        else:
+            up = folder / f"up-{bred.pid}"
+            until(lambda: up.exists() or bred.dead(), "the system to be up", READY)
+            assert up.exists(), "the system did not come up again"
+            verdict.wrong += left_over(before)
+            with _pids(identity_of(folder)) as pids:
+                for _ in range(chance.randrange(4)):
+                    _pause(chance.uniform(0.0, 0.1))
+                    verdict.kills += _kill_workers(chance, pids)
                 _pause(chance.uniform(0.0, 0.1))
-                verdict.kills += _kill_worker(pids(chance.choice(WORKERS)))
-            _pause(chance.uniform(0.0, 0.1))
-        children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        children = [child.pid for child in psutil.Process(bred.pid).children(recursive=True)]
     finally:
-        process.kill()
-        process.communicate()
+        bred.kill()
     dead_within(children, ORPHANS)
     verdict.system_kills += 1
-    return stale_prefix(identity)
+    if (folder / "run" / IDENTITY).exists():  # or it was killed before it said who it is
+        prefix = stale_prefix(identity_of(folder))
+        if prefix not in before:
+            before.append(prefix)
 
 
-def _identity(folder: Path) -> Identity:
+def _kill_workers(chance: random.Random, pids: Callable[[str], int]) -> int:
+    """One, or several at once."""
+    return kill_workers(chance.sample(WORKERS, chance.choice((1, 1, 2, 3))), pids)
+
+
+def kill_workers(names: Iterable[str], pids: Callable[[str], int]) -> int:
+    """How many it were: who is being started again cannot be killed."""
+    return sum(_kill(pids(name)) for name in names)
+
+
+def identity_of(folder: Path) -> Identity:
     with RunDirectory.open(folder / "run", create=False) as directory:
         identity = directory.read_identity()
     assert identity is not None
@@ -124,13 +147,13 @@ def _pids(identity: Identity) -> Iterator[Callable[[str], int]]:
         segment.close()
 
 
-def _left_over(prefixes: list[str]) -> list[str]:
+def left_over(prefixes: list[str]) -> list[str]:
     """Shared memory of systems that are gone."""
     names = [entry.name for entry in SHM.iterdir() if entry.name.startswith(tuple(prefixes))] if SHM.is_dir() else []
     return [f"left in {SHM}: {names}"] if names and prefixes else []
 
 
-def _kill_worker(pid: int) -> bool:
+def _kill(pid: int) -> bool:
     if not pid:
         return False  # it is being started again
     try:

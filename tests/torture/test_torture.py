@@ -66,8 +66,8 @@ def test_the_oracle_sees_what_was_accepted_and_lost(tmp_path: Path) -> None:
     def sink(outside: int, *skipped: int) -> Seen:
         return Seen(0, {}, {}, [], outside, list(skipped))
 
-    (tmp_path / "asked").write_text("1\n2\n3\n4\n")
-    (tmp_path / "accepted").write_text("1\n2\n4\n")
+    (tmp_path / "outside-asked").write_text("1\n2\n3\n4\n")
+    (tmp_path / "outside-accepted").write_text("1\n2\n4\n")
     asked, accepted = remembered(tmp_path)
     assert not outside_problems(sink(4), asked, accepted)
     assert not outside_problems(sink(4, 3), asked, accepted)  # killed while it was being sent

@@ -1,0 +1,77 @@
+"""`python -m tests.torture.clock FOLDER SECONDS`: a system under load while the wall clock jumps by hours, both ways.
+
+Started with libfaketime preloaded, which reads from a file how far the clock is off; monotonic time stays as it is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+from actors import AskTimeout
+from bus import Field
+from tests.torture.oracle import judge, outside_problems
+from tests.torture.outside import Feeder, remembered
+from tests.torture.topology import WORKERS, Finish, Look, Outside, Seen, topology
+
+HOUR = 3600
+JUMPS = (5 * HOUR, -7 * HOUR, 0, 300 * HOUR, -HOUR, 60, -60)
+SETTLE = 60.0
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What a process is to be started with."""
+    found = importlib.util.find_spec("libfaketime")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    library = Path(found.submodule_search_locations[0]) / "vendor/libfaketime/src/libfaketime.so.1"
+    (folder / "offset").write_text("+0")
+    return os.environ | {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(folder / "offset"),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+def main() -> None:
+    folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    start, seen_off = time.time() - time.monotonic(), 0.0
+    with topology(folder).start() as system:
+        feeder = Feeder(system, folder)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            jump = random.choice(JUMPS)
+            new = folder / "offset.new"
+            new.write_text(f"{jump:+d}")
+            new.rename(folder / "offset")
+            threading.Event().wait(0.1)
+            seen_off = max(seen_off, abs(time.time() - time.monotonic() - start))
+        began = time.monotonic()
+        try:
+            system.ask("sink", Outside(-1), timeout=1.0)  # which is not answered
+        except AskTimeout:
+            pass
+        waited = time.monotonic() - began
+        feeder.stop()
+        system.send("source", Finish(), timeout=SETTLE)
+        deadline, wrong = time.monotonic() + SETTLE, ["nothing was seen"]
+        while wrong and time.monotonic() < deadline:
+            seen = {name: system.ask(name, Look(), timeout=SETTLE, reply=Seen) for name in WORKERS}
+            seen["sink"].wrong[:] = [text for text in seen["sink"].wrong if not text.startswith("outside: -1 ")]
+            wrong = judge(seen, folder / "ledgers") + outside_problems(seen["sink"], *remembered(folder))
+            threading.Event().wait(0.05)
+        restarts = sum(system.block(f"w-{name}").get(Field.RESTARTS) for name in WORKERS)
+        items = seen["source"].count
+    print(json.dumps({"wrong": wrong, "items": items, "restarts": restarts, "off": seen_off, "waited": waited}))
+
+
+if __name__ == "__main__":
+    main()

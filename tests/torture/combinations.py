@@ -1,0 +1,129 @@
+"""What is tried at the failpoints: every point x action x {first, a later hit}, and how to come to each point."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from tests.torture.hook import SUPERVISOR, WORKER
+
+ACTIONS = ("exit", "SIGKILL", "SIGSEGV", "SIGSTOP", "error")
+TOGETHER = 8  # combinations at once
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to come to a point: in whom it acts, what must happen, up to which hit it is worth waiting."""
+
+    role: int = WORKER
+    provoke: str = ""  # "": it is reached under load; a flag; "worker" or "system": by its death; "tear"
+    most: int = 40
+
+
+RESTART = Way(WORKER, "worker", 4)
+WAYS = {
+    **dict.fromkeys(
+        (
+            "board-attached", "pid-told", "journal-locked", "journal-recovered", "journal-adopted", "incarnation-begun",
+            "journal-opened", "epoch-told", "watermark-told", "resume-acknowledged", "links-restored", "republished",
+            "gate-reached", "gate-passed", "on-start-before", "on-start-after", "session-told", "worker-running",
+            "backlog-refilled",
+        ),
+        RESTART,
+    ),
+    **dict.fromkeys(("rotate-before", "rotate-begun", "rotate-switched", "segment-deleted"), Way(most=4)),
+    **dict.fromkeys(
+        ("segment-made", "snapshot-written", "segment-renamed", "spare-prepared"), Way(WORKER, "worker", 12)
+    ),
+    **dict.fromkeys(("reply-packed", "ring-record-copied"), Way(most=12)),
+    **dict.fromkeys(("rollback-begun", "handlers-made", "careful-message"), Way(WORKER, "raise", 3)),
+    **dict.fromkeys(("own-taken", "own-acknowledged"), Way(WORKER, "carry", 3)),
+    **dict.fromkeys(("dead-letter-made", "dead-letter-buried"), Way(WORKER, "poison", 2)),
+    "backlog-spilled": Way(WORKER, "pile", 6),
+    "tail-cut": Way(WORKER, "tear", 2),
+    "start-committed": Way(WORKER, "session", 2),
+    **dict.fromkeys(
+        ("gateway-before-commit", "gateway-committed", "gateway-taken", "gateway-consumed", "gateway-answer"),
+        Way(SUPERVISOR, "", 20),
+    ),
+    **dict.fromkeys(("death-seen", "death-buried", "restart-decided", "worker-launched"), Way(SUPERVISOR, "worker", 3)),
+    **dict.fromkeys(
+        ("run-locked", "stale-removed", "identity-written", "segments-created", "gateway-opened"),
+        Way(SUPERVISOR, "system", 2),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Combination:
+    point: str
+    action: str
+    nth: int
+
+    @classmethod
+    def read(cls, text: str) -> Combination:
+        """As it is printed: POINT:ACTION:NTH."""
+        point, action, nth = text.split(":")
+        return cls(point, action, int(nth))
+
+    @property
+    def way(self) -> Way:
+        return WAYS.get(self.point, Way())
+
+    def __str__(self) -> str:
+        return f"{self.point}:{self.action}:{self.nth}"
+
+
+def combinations(chance: random.Random, names: Iterable[str]) -> list[Combination]:
+    """All of them, the first hit and a random later one each, in random order."""
+    found = []
+    for name in names:
+        for action in ACTIONS:
+            found += [Combination(name, action, nth) for nth in (1, chance.randint(2, WAYS.get(name, Way()).most))]
+    chance.shuffle(found)
+    return found
+
+
+def together(all_of_them: Sequence[Combination]) -> Iterator[list[Combination]]:
+    """Those that may be armed at once: of different points. One that acts in the supervisor ends all of it, so those
+    go together, each in the system that the one before has left."""
+    for kind in (SUPERVISOR, WORKER):
+        waiting = [one for one in all_of_them if one.way.role == kind]
+        while waiting:
+            group: list[Combination] = []
+            for one in waiting:
+                if all(other.point != one.point for other in group) and len(group) < TOGETHER:
+                    group.append(one)
+            for one in group:
+                waiting.remove(one)
+            yield group
+
+
+@dataclass
+class Verdict:
+    seed: int
+    acted: set[str] = field(default_factory=set)  # points
+    count: int = 0  # combinations
+    systems: int = 0  # how often it was started
+    items: int = 0
+    seconds: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+    sequence: list[str] = field(default_factory=list)
+
+    def add(self, other: Verdict) -> None:
+        self.acted |= other.acted
+        self.count += other.count
+        self.systems += other.systems
+        self.items += other.items
+        self.wrong += other.wrong
+        if other.wrong or not self.wrong:
+            self.sequence = other.sequence
+
+    def __str__(self) -> str:
+        head = f"seed {self.seed}: {self.count} combinations at {len(self.acted)} failpoints, {self.systems} starts"
+        lines = [f"{head}, {self.items:,} items, {self.seconds:.1f} s: {len(self.wrong)} wrong", *self.wrong[:20]]
+        if self.wrong:
+            lines += ["the last of them:", *self.sequence[-12:]]
+            lines.append(f"again: python -m tests.torture.failpoints --seed {self.seed}")
+        return "\n".join(lines)

@@ -1,0 +1,271 @@
+"""A system that is tortured at its failpoints, and those who watch it: arm, provoke, wait until it gets on again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from actors.identity import stale_prefix
+from bus import Board, Field, Segment, Text
+from persist import read
+from tests.actors.waiting import dead_within
+from tests.torture.breeder import ORPHANS, Bred, Breeder
+from tests.torture.combinations import Combination, Verdict
+from tests.torture.failpoint_system import NAMES
+from tests.torture.hook import ROOT, VARIABLE, WORKER, Switchboard
+from tests.torture.outside import remembered
+from tests.torture.run import identity_of, left_over
+
+PATIENCE = 30.0  # seconds, for all of a group to act, and again for everyone to get on
+AGAIN = 0.12  # seconds between two provocations
+HUNG = 0.05  # of the stopped workers are left to the supervisor
+CLAIM = 0.3  # seconds from being about to act until it has
+LOOK = 0.002
+
+
+class Trouble(Exception):
+    """The run cannot go on."""
+
+
+class Run:
+    """The system under torture, in a process of its own, and those who watch it."""
+
+    def __init__(self, folder: Path, chance: random.Random, verdict: Verdict) -> None:
+        self.folder = folder
+        self.chance = chance
+        self.verdict = verdict
+        (folder / "hook").mkdir(parents=True)
+        self.board = Switchboard(folder / "hook", create=True)
+        environment = os.environ | {
+            VARIABLE: str(self.board.folder),
+            "PYTHONPATH": f"{ROOT / 'tests/torture/hooked'}{os.pathsep}{ROOT}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "RINGLEADER_RING": "python",  # there are failpoints in it
+        }
+        self._breeder = Breeder(["-m", "tests.torture.failpoints", "--breed", str(folder)], environment)
+        self.up = False
+        self._system: Bred | None = None  # the process with the supervisor
+        self._blocks: Board | None = None
+        self._segment: Segment | None = None
+        self._prefix = ""
+        self._serial = 0
+        self._sessions: set[str] = set()
+
+    # ------------------------------------------------------------------------------------------------ the system
+    def start(self) -> None:
+        """Starts it where it was; it is `up` later."""
+        for flag in ("up", "rest"):
+            self.board.set(flag, 0)
+        self._system = self._breeder.another()
+        self.verdict.systems += 1
+
+    def look(self) -> None:
+        """Notices that it is up, or gone; then it is started again."""
+        if self._system is None:
+            self.start()
+        elif self._system.dead():
+            self.gone()
+            self.start()
+        elif not self.up and self.board.flag("up"):
+            self._attach()
+
+    def _attach(self) -> None:
+        identity = identity_of(self.folder)
+        prefix = stale_prefix(identity)
+        self.verdict.wrong += left_over([self._prefix] if self._prefix not in {"", prefix} else [])
+        self._prefix = prefix
+        self._sessions.add(identity.session)
+        self._segment = Segment.attach(identity.board)
+        self._blocks = Board(self._segment.buf)
+        self.up = True
+
+    def gone(self) -> None:
+        """It is dead, or about to be: nobody of it may be left soon."""
+        children = list(self._pids().values())
+        if self._system is not None:
+            self._system.kill()
+        dead_within(children, ORPHANS)
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._blocks is not None and self._segment is not None:
+            self._blocks.close()
+            self._segment.close()
+        self._blocks = self._segment = self._system = None
+        self.up = False
+
+    def _pids(self) -> dict[str, int]:
+        if self._blocks is None:
+            return {}
+        pids = {name: self._blocks.block(f"w-{name}").get(Field.PID) for name in NAMES}
+        return {name: pid for name, pid in pids.items() if pid}
+
+    def _counts(self) -> dict[str, int]:
+        if self._blocks is None:
+            return {}
+        counts = {name: self._blocks.block(f"w-{name}").get(Field.HANDLED) for name in NAMES if name != "source"}
+        return counts | {
+            "source": self._blocks.block("w-source").get(Field.SENT),
+            "gateway": self._blocks.block("gateway").get(Field.COMMITS),
+        }
+
+    # ------------------------------------------------------------------------------------------------ one group
+    def take(self, group: Sequence[Combination]) -> None:
+        waiting = list(group)
+        for one in waiting:
+            self._arm(one)
+        self.verdict.sequence.append(" ".join(map(str, group)))
+        deadline, due = time.monotonic() + PATIENCE, 0.0
+        while waiting:
+            self.look()
+            for one in list(waiting):
+                pid = self.board.acted_in(one.point)
+                since = self.board.claimed(one.point) if not pid else 0
+                if since and time.time() > since + CLAIM:
+                    self._arm(one)  # whoever was about to act died of something else at that very moment
+                if pid:
+                    if one.action == "SIGSTOP":
+                        self._end_stopped(pid, one.way.role)
+                    waiting.remove(one)
+                    self.verdict.count += 1
+                    self.verdict.acted.add(one.point)
+            now = time.monotonic()
+            if self.up and now > due:
+                due = now + AGAIN
+                self._provoke({one.way.provoke for one in waiting})
+            if now > deadline:
+                states = {str(one): self.board.state(one.point) for one in waiting}
+                raise Trouble(f"not reached within {PATIENCE:g} s: {states}")
+            self._check()
+            pause(LOOK)
+        for flag in ("pile", "raise", "carry", "poison"):
+            self.board.set(flag, 0)
+        self.board.disarm("append-before-write")
+        self._get_on()
+
+    def _arm(self, one: Combination) -> None:
+        self._serial += 1
+        self.board.arm(one.point, one.action, one.nth, one.way.role, self._serial)
+
+    def _provoke(self, kinds: set[str]) -> None:
+        for kind in sorted(kinds):
+            match kind:
+                case "":
+                    pass
+                case "worker":
+                    pids = self._pids()
+                    if pids:
+                        kill(self.chance.choice(sorted(pids.values())))
+                case "system":
+                    self.gone()
+                case "session":
+                    self.board.set("rest")
+                case "tear":
+                    self._serial += 1
+                    self.board.arm("append-before-write", "tear", self.chance.randint(1, 9), WORKER, self._serial)
+                case flag:
+                    self.board.set(flag)
+
+    def _end_stopped(self, pid: int, role: int) -> None:
+        """A process that stopped itself is killed: a worker now and then by its supervisor, which finds that it hangs;
+        mostly from here, as soon as it was seen to be stopped, since that takes no second."""
+        by_supervisor = role == WORKER and self.chance.random() < HUNG
+        deadline = time.monotonic() + PATIENCE
+        try:
+            process = psutil.Process(pid)
+            while process.status() not in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}:
+                assert time.monotonic() < deadline, f"{pid} does not stop"
+                pause(LOOK)
+            while by_supervisor and process.status() == psutil.STATUS_STOPPED:
+                assert time.monotonic() < deadline, f"{pid} is stopped, and its supervisor does not mind"
+                pause(LOOK)
+        except psutil.NoSuchProcess:
+            return
+        kill(pid)
+
+    def _get_on(self) -> None:
+        """Until every worker, and the program, have done something since."""
+        deadline = time.monotonic() + PATIENCE
+        system, before = self._system, self._counts()
+        while True:
+            self.look()
+            if self._system is not system or not self.up:
+                system, before = self._system, {}
+            if self.up:
+                counts = self._counts()
+                if all(count > before.get(name, 0) for name, count in counts.items()):
+                    return
+                if time.monotonic() > deadline:
+                    stuck = [name for name, count in counts.items() if count <= before.get(name, 0)]
+                    raise Trouble(f"{', '.join(stuck)} did not get on within {PATIENCE:g} s")
+            elif time.monotonic() > deadline:
+                raise Trouble(f"the system did not come up again within {PATIENCE:g} s")
+            self._check()
+            pause(LOOK)
+
+    def _check(self) -> None:
+        if (self.folder / "wrong").exists():
+            raise Trouble((self.folder / "wrong").read_text())
+
+    # ------------------------------------------------------------------------------------------------ the end
+    def finish(self) -> None:
+        """Asks the oracle."""
+        while not self.up:
+            self.look()
+        self.board.set("finish", len(self._sessions))
+        assert self._system is not None
+        if not self._system.dead(2 * PATIENCE):
+            raise Trouble("the system did not finish")
+        self._detach()
+        if not (self.folder / "verdict").exists():
+            raise Trouble(f"the system ended instead of finishing: {(self.folder / 'log').read_text()[-2000:]}")
+        found = json.loads((self.folder / "verdict").read_text())
+        self.verdict.items = found["items"]
+        self.verdict.wrong += found["wrong"] + self._letters() + left_over([self._prefix])
+
+    def _letters(self) -> list[str]:
+        """The dead letters must be the poison, all of it that was accepted, once, and nothing else."""
+        asked, accepted = remembered(self.folder, "poison")
+        journals = self.folder / "run" / "journals"
+        letters = [letter for path in sorted(journals.iterdir()) for letter in read(path).dead]
+        wrong = [f"dead letter: {one.type} {one.reason}" for one in letters if not one.type.endswith("Poison")]
+        numbers = [
+            msgspec.msgpack.decode(one.body, type=list[int])[0] for one in letters if one.type.endswith("Poison")
+        ]
+        if len(set(numbers)) != len(numbers) or not accepted <= set(numbers) <= set(range(1, asked + 1)):
+            wrong.append(f"of {asked} poisonous messages, {len(accepted)} accepted, {numbers} are dead letters")
+        return wrong
+
+    def describe(self) -> list[str]:
+        """What it looks like when the run cannot go on."""
+        lines = [f"up: {self.up}"]
+        if self._blocks is not None:
+            for name in (*(f"w-{name}" for name in NAMES), "gateway"):
+                block = self._blocks.block(name)
+                cells = (Field.PID, Field.STATE, Field.SUPERVISED_STATE, Field.RESTARTS, Field.HANDLED)
+                lines.append(f"{name}: {[block.get(cell) for cell in cells]} {block.text(Text.LAST_DEATH)[-300:]!r}")
+        return [*lines, (self.folder / "log").read_text()[-1500:]]
+
+    def close(self) -> None:
+        self.gone()
+        self._breeder.close()
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def pause(seconds: float) -> None:
+    threading.Event().wait(seconds)

@@ -1,0 +1,80 @@
+"""`python -m tests.torture.failpoints --seed 1`: every failpoint x action x {first, n-th hit}; status 1: it went wrong.
+
+A running system takes them a few at a time: arm, provoke what does not happen by itself, wait until all have acted and
+until every worker and the program are getting on again. Whoever is stopped is killed, and a system that is gone is
+started again where it was. At the end the oracle is asked; what handlers see, they see at once. Two systems share the
+work, since much of it is waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.torture.breeder import breed
+from tests.torture.combinations import Combination, Verdict, combinations, together
+from tests.torture.failpoint_run import Run
+from tests.torture.failpoint_system import server
+from tests.torture.hook import points
+
+SYSTEMS = 2
+
+
+def torture(folder: Path, seed: int, only: Sequence[Combination] = ()) -> Verdict:
+    """All combinations, or these; the verdict says what was wrong, and which came before."""
+    started = time.monotonic()
+    wanted = only or combinations(random.Random(seed), points())
+    verdicts = [Verdict(seed) for _ in range(1 if len(only) == 1 else SYSTEMS)]
+    threads = [
+        threading.Thread(
+            target=_torture_one,
+            args=(folder / str(number), f"{seed} {number}", verdict, wanted[number :: len(verdicts)]),
+        )
+        for number, verdict in enumerate(verdicts)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    total = Verdict(seed)
+    for verdict in verdicts:
+        total.add(verdict)
+    total.seconds = time.monotonic() - started
+    return total
+
+
+def _torture_one(folder: Path, seed: str, verdict: Verdict, wanted: Sequence[Combination]) -> None:
+    run = Run(folder, random.Random(seed), verdict)
+    try:
+        for group in together(wanted):
+            run.take(group)
+        run.finish()
+    except Exception as error:
+        verdict.wrong += [f"{type(error).__name__}: {error}", *run.describe()]
+    finally:
+        run.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture.failpoints", description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--only", action="append", default=[], metavar="POINT:ACTION:NTH")
+    parser.add_argument("--breed", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.breed:
+        breed(arguments.breed / "log", server(arguments.breed))
+        return 0
+    only = [Combination.read(one) for one in arguments.only]
+    with tempfile.TemporaryDirectory(prefix="ringleader-failpoints-") as folder:
+        verdict = torture(Path(folder), arguments.seed, only)
+    print(verdict)
+    return 1 if verdict.wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,101 @@
+"""Every failpoint of the sources x {exit, SIGKILL, SIGSEGV, SIGSTOP, error} x {first, a later hit}."""
+
+from __future__ import annotations
+
+import builtins
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.torture.combinations import ACTIONS, WAYS, Combination, combinations, together
+from tests.torture.failpoints import torture
+from tests.torture.hook import SUPERVISOR, points
+
+
+@pytest.mark.timeout(900)
+def test_no_failpoint_loses_doubles_or_reorders_anything(tmp_path: Path) -> None:
+    verdict = torture(tmp_path, seed := random.randrange(10**6))
+    print(verdict)
+    assert not verdict.wrong, str(verdict)
+    assert verdict.acted == set(points()), f"never reached: {set(points()) - verdict.acted}"
+    assert verdict.count == len(combinations(random.Random(seed), points()))
+
+
+def test_all_combinations_are_there_and_each_once() -> None:
+    wanted = combinations(random.Random(1), points())
+    assert len(wanted) == len(points()) * len(ACTIONS) * 2
+    assert {(one.point, one.action, one.nth == 1) for one in wanted} == {
+        (point, action, first) for point in points() for action in ACTIONS for first in (True, False)
+    }
+    groups = list(together(wanted))
+    assert sorted(map(str, wanted)) == sorted(str(one) for group in groups for one in group)
+    for group in groups:
+        assert len({one.point for one in group}) == len(group)
+        assert len({one.way.role for one in group}) == 1
+
+
+def test_every_way_leads_to_a_failpoint_of_the_sources() -> None:
+    assert set(WAYS) <= set(points())
+    assert any(way.role == SUPERVISOR for way in WAYS.values())
+
+
+def test_a_combination_is_read_as_it_is_printed() -> None:
+    one = Combination("append-written", "SIGKILL", 7)
+    assert Combination.read(str(one)) == one
+
+
+def test_without_the_hook_a_failpoint_is_a_comment() -> None:
+    assert not hasattr(builtins, "__failpoint__")
+    code = "import builtins, sys, actors.worker; sys.exit(hasattr(builtins, '__failpoint__'))"
+    hooked = str(Path(__file__).parent / "hooked")
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": f"{hooked}:{root}"}, timeout=60, check=False)
+    assert done.returncode == 0
+
+
+def test_the_hook_keeps_line_numbers_and_arms_one_point_once(tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from tests.torture.hook import FailpointError, SUPERVISOR, Switchboard, install
+folder = Path({str(tmp_path)!r})
+board = Switchboard(folder, create=True)
+install(str(folder))
+from tests.torture.hook import switchboard
+switchboard().supervise()
+from persist.link import Outbound
+board.arm("backlog-spilled", "error", 2, SUPERVISOR, 1)
+
+def spill():
+    link = Outbound(1)
+    for first in (1, 2):
+        link.assign(1)
+        link.committed(first, 1, 10, None, first)
+    return link
+
+spill()
+try:
+    spill()
+except FailpointError as error:
+    frame = error.__traceback__.tb_next.tb_next
+    assert Path(frame.tb_frame.f_code.co_filename).read_text().splitlines()[frame.tb_lineno - 1].strip() == (
+        "# failpoint: backlog-spilled"
+    )
+else:
+    raise SystemExit("it did not act")
+assert board.acted_in("backlog-spilled")
+spill()
+assert (folder / "cache" / "persist.link").exists()
+"""
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
