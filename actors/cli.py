@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from actors.control_cli import register
+from actors.dead_letters_cli import dead_letters
 from actors.journal_cli import journal
 from actors.log_cli import logs
 
@@ -37,7 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-dead_letters = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(dead_letters, name="dead-letters", help="Messages that were given up on.")
 app.command()(logs)
 app.add_typer(journal, name="journal", help="What is on disk: segments, transactions, damage and its repair.")
@@ -239,50 +239,6 @@ def stop(
         print(text)
     else:
         _fail(text, 1)
-
-
-@dead_letters.command("list")
-def list_dead_letters(
-    system: SystemArgument,
-    json: JsonOption = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With the tracebacks.")] = False,
-    home: HomeOption = None,
-) -> None:
-    """List the messages that a system gave up on, whether it runs or not. Payloads are not shown.
-
-    \b
-    Exit status:
-      0  all journals were read
-      1  a journal could not be read, or the directory
-      4  unknown system
-      5  it belongs to another user
-    """
-    from actors.dead_letters import collect
-    from actors.rundir import RunDirectoryError
-    from actors.status import locate, read_status
-    from actors.status_types import Condition
-
-    path = locate(system, home)
-    try:
-        letters = collect(path, tracebacks=verbose)
-    except (RunDirectoryError, OSError, ValueError) as error:
-        found = read_status(system, home=home)
-        if found.condition in {Condition.UNKNOWN, Condition.NOT_YOURS, Condition.UNREADABLE}:
-            _fail(found.summary, found.condition.exit_code)
-        _fail(f"{path}: {error}", 1)
-    if json:
-        import msgspec
-
-        print(msgspec.json.format(msgspec.json.encode(letters), indent=2).decode())
-    else:
-        from actors import status_view
-
-        console = status_view.make_console()
-        for part in status_view.letter_parts(letters):
-            console.print(part)
-    for one in letters.unreadable:
-        print(f"journal of worker {one.worker}: {one.problem}", file=sys.stderr)
-    raise typer.Exit(1 if letters.unreadable else 0)
 
 
 def _log_to_stderr(level: str | None, format_: LogFormat | None) -> None:

@@ -28,6 +28,8 @@ RUN = struct.Struct("<QIHH")
 FLAG_ASK = 1  # the sender waits for a reply
 FLAG_REPLY = 2  # this is one
 FLAG_ERROR = 4  # and it tells of a failure
+FLAG_COMMAND = 8  # not for handlers but for their worker, from the gateway; with FLAG_REPLY: what has become of it
+FLAG_REQUEUED = 16  # it was a dead letter before
 
 MAX_ROUTES = 1 << 16
 MAX_COUNT = (1 << 32) - 1

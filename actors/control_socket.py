@@ -130,7 +130,7 @@ class ControlServer:
         if self._closed:
             return
         self._closed = self._closing = True
-        _remove(self._directory)
+        _unlink(self._directory, SOCKET)
         self._rouse()
         deadline = time.monotonic() + timeout
         for thread in [self._thread, *self._threads]:
@@ -387,10 +387,6 @@ def _listen(directory: RunDirectory) -> socket.socket:
     return listener
 
 
-def _remove(directory: RunDirectory) -> None:
-    _unlink(directory, SOCKET)
-
-
 def _unlink(directory: RunDirectory, name: str) -> None:
     try:
         os.unlink(name, dir_fd=directory.fd)
@@ -398,12 +394,9 @@ def _unlink(directory: RunDirectory, name: str) -> None:
         pass  # somebody has tidied up by hand
 
 
-_UCRED = struct.Struct("3i")  # pid, uid, gid
-
-
 def peer_of(connection: socket.socket) -> Peer:
     """Where the kernel does not tell (it is not Linux), the mode of the directory alone keeps others out."""
     if not hasattr(socket, "SO_PEERCRED"):
         return Peer(None, None)
-    pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return Peer(pid or None, uid)  # 0: in a PID namespace that we cannot see

@@ -1,17 +1,20 @@
 """Dead letters of a system, collected from the journals of all its workers, whether it runs or not.
 
-Reading takes no lock and changes nothing. Payloads stay where they are: what is told of a message is its id, its type,
-its size and why it was given up on.
+Reading takes no lock and changes nothing. Payloads stay where they are, unless they are asked for: what is told of a
+message is its id, its type, its size and why it was given up on.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from actors.errors import RingleaderError
 from actors.identity import Identity
 from actors.plan import GATEWAY
 from actors.rundir import JOURNALS, RunDirectory
@@ -34,6 +37,33 @@ class DeadLetterStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     time: str  # ISO 8601, UTC
     time_unix_seconds: float
     traceback: str = ""
+    payload: Any = None  # a MessagePack value, where it is one; else there is `payload_hex`
+    payload_hex: str = ""
+
+
+class LetterPlace(NamedTuple):
+    """Where a dead letter is: its id is unique within its worker only."""
+
+    worker: str
+    peer: str
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.peer}/{self.seq}"
+
+
+class LetterChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What has become of one dead letter. `problem`: why it is left as it is."""
+
+    id: str
+    worker: str
+    done: str = ""  # "requeued" or "dropped"
+    problem: str = ""
+
+    @classmethod
+    def of(cls, place: LetterPlace, action: str, problem: str) -> Self:
+        done = "" if problem else {"requeue": "requeued", "drop": "dropped"}[action]
+        return cls(id=str(place), worker=place.worker, done=done, problem=problem)
 
 
 class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +81,7 @@ class DeadLetters(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: tuple[Unreadable, ...]
 
 
-def collect(path: Path, *, tracebacks: bool = False) -> DeadLetters:
+def collect(path: Path, *, tracebacks: bool = False, payloads: bool = False) -> DeadLetters:
     """From the run directory at `path`. Raises what opening it raises, and FileNotFoundError if it has no system."""
     with RunDirectory.open(path, create=False) as directory:
         identity = directory.read_identity()
@@ -65,7 +95,7 @@ def collect(path: Path, *, tracebacks: bool = False) -> DeadLetters:
         except (PersistError, OSError) as error:
             unreadable.append(Unreadable(worker=worker, problem=str(error)))
             continue
-        letters += [_letter(worker, letter, tracebacks) for letter in recovered.dead]
+        letters += [_letter(worker, letter, tracebacks, payloads) for letter in recovered.dead]
     letters.sort(key=lambda letter: (letter.time_unix_seconds, letter.worker, letter.peer, letter.seq))
     return DeadLetters(
         name=identity.name,
@@ -74,6 +104,40 @@ def collect(path: Path, *, tracebacks: bool = False) -> DeadLetters:
         dead_letters=tuple(letters),
         unreadable=tuple(unreadable),
     )
+
+
+class CannotChoose(RingleaderError):
+    """There is no such dead letter (`workers` is empty), or several workers have one of this id."""
+
+    def __init__(self, id: str, workers: tuple[str, ...]) -> None:  # noqa: A002
+        super().__init__(id, tuple(workers))
+        self.id, self.workers = id, tuple(workers)
+
+    def __str__(self) -> str:
+        if not self.workers:
+            return f"no dead letter {self.id!r}"
+        return (
+            f"{len(self.workers)} workers have a dead letter {self.id!r}: {', '.join(self.workers)}; name one of them"
+        )
+
+
+def choose(
+    letters: Sequence[DeadLetterStatus], ids: Sequence[str], worker: str | None = None, handler: str | None = None
+) -> list[DeadLetterStatus]:
+    """Those with these ids, or else all, of this worker and for this handler. An id may be preceded by its worker, as
+    in `stats:ingest/7`. Raises CannotChoose."""
+    among = [
+        letter
+        for letter in letters
+        if worker in {None, letter.worker} and (handler is None or handler in letter.handler.split(","))
+    ]
+    chosen: dict[tuple[str, str], DeadLetterStatus] = {}
+    for one in ids:
+        found = [letter for letter in among if one in {letter.id, f"{letter.worker}:{letter.id}"}]
+        if len(found) != 1:
+            raise CannotChoose(one, tuple(letter.worker for letter in found))
+        chosen[found[0].worker, found[0].id] = found[0]
+    return list(chosen.values()) if ids else among
 
 
 def _journals(path: Path, identity: Identity) -> list[str]:
@@ -87,8 +151,9 @@ def _journals(path: Path, identity: Identity) -> list[str]:
     return present + sorted(names.difference(present))
 
 
-def _letter(worker: str, letter: NamedDeadLetter, tracebacks: bool) -> DeadLetterStatus:
+def _letter(worker: str, letter: NamedDeadLetter, tracebacks: bool, payloads: bool) -> DeadLetterStatus:
     source = letter.route[0]
+    payload, as_hex = _payload(letter.body) if payloads else (None, "")
     return DeadLetterStatus(
         id=f"{letter.peer}/{letter.seq}",
         worker=worker,
@@ -103,4 +168,15 @@ def _letter(worker: str, letter: NamedDeadLetter, tracebacks: bool) -> DeadLette
         time=datetime.fromtimestamp(letter.time_ns / 1e9, UTC).isoformat(timespec="milliseconds"),
         time_unix_seconds=letter.time_ns / 1e9,
         traceback=letter.detail if tracebacks else "",
+        payload=payload,
+        payload_hex=as_hex,
     )
+
+
+def _payload(body: bytes) -> tuple[Any, str]:
+    """As a value that JSON can carry, or else as hexadecimal text."""
+    try:
+        value = msgspec.msgpack.decode(body)
+        return msgspec.json.decode(msgspec.json.encode(value)), ""
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+        return None, body.hex()

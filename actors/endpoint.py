@@ -44,7 +44,8 @@ class Endpoint:
         self.journal: Journal | None = None
         self.block = block
         self.cells = block.cells
-        self.dead: list[DeadLetter] = []  # every dead letter kept so far
+        self.dead: list[DeadLetter] = []  # every dead letter that is kept
+        self.dead_peers = list(names)  # who sent them, by their `peer`; also those that the topology no longer has
         self.epoch = 0
         self._outbox_limit = outbox_limit
         self._over = False
@@ -181,13 +182,16 @@ class Endpoint:
         states: Sequence[tuple[int, bytes]] = (),
         keys: Sequence[tuple[int, bytes, bytes | None]] = (),
         dead: Sequence[DeadLetter] = (),
+        removed: Sequence[tuple[int, int]] = (),
+        attempts: Sequence[tuple[int, int, int]] = (),
     ) -> None:
-        """One transaction: what is staged on the inbound links, the runs, the state. Durable when this returns.
+        """One transaction: what is staged on the inbound links, the runs, the state, dead letters that come and go (by
+        peer and sequence number), attempts that are counted. Durable when this returns.
 
         JournalFull: the disk has no room for it. Nothing was committed, and no number was used; who staged rolls back.
         """
         consumed = [link for link in self.links if link.inbound.seen != link.inbound.watermark]
-        if not (consumed or runs or states or keys or dead):
+        if not (consumed or runs or states or keys or dead or removed or attempts):
             return
         sends = self._number(runs)
         # failpoint: numbers-assigned
@@ -199,6 +203,8 @@ class Endpoint:
                 states=list(states),
                 keys=list(keys),
                 dead=list(dead),
+                removed=list(removed),
+                attempts=list(attempts),
             )
             try:
                 position = self.journal.append(transaction)
@@ -211,6 +217,9 @@ class Endpoint:
             if self.level == "power":
                 self.journal.sync()
         # failpoint: transaction-synced
+        if removed:
+            gone = set(removed)
+            self.dead = [letter for letter in self.dead if (letter.peer, letter.seq) not in gone]
         self.dead.extend(dead)
         self._enter_outbox(sends, position)
         # failpoint: outbox-entered
@@ -220,7 +229,7 @@ class Endpoint:
         cells = self.cells
         cells[Field.COMMITS] += 1
         cells[Field.LAST_COMMIT_NS] = time.monotonic_ns()
-        if dead:
+        if dead or removed:
             cells[Field.DEAD_LETTERS] = len(self.dead)
         # failpoint: publish-before
         self.publish()

@@ -52,6 +52,7 @@ class WorkerExit(IntEnum):
     HANDLER_FAILED = 68
     ORPHANED = 69
     LAUNCH_FAILED = 70  # stands for the exit code where there was no process
+    MESSAGE_FAILED = 71
     LOST = 255
 
     @property
@@ -69,6 +70,7 @@ _WORKER_MEANINGS = {
     WorkerExit.HANDLER_FAILED: "a handler failed outside of any message",
     WorkerExit.ORPHANED: "its supervisor was gone before it was up",
     WorkerExit.LAUNCH_FAILED: "it could not be launched",
+    WorkerExit.MESSAGE_FAILED: "a message failed, and its handler's policy is to crash",
     WorkerExit.LOST: "dead, but its exit code was lost together with the fork server",
 }
 

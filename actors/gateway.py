@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from typing import Any
 
 import msgspec
 
-from actors.codec import FLAG_ASK, FLAG_ERROR, RunCodec
+from actors.codec import FLAG_ASK, FLAG_COMMAND, FLAG_ERROR, RunCodec
 from actors.endpoint import Endpoint
 from actors.errors import MessageTooLarge
 from actors.housekeeping import Housekeeping
@@ -22,8 +23,8 @@ from actors.links import Arrival
 from actors.message import Message
 from actors.outgoing import EncodedRun
 from actors.plan import Plan, Route
-from actors.replies import read_answer, read_failure, request_of, type_key
-from actors.system_errors import AskTimeout, BadReply, SendTimeout, SystemClosed, UnknownHandler
+from actors.replies import read_answer, read_failure, read_outcome, request_of, type_key
+from actors.system_errors import AskTimeout, BadReply, CommandTimeout, SendTimeout, SystemClosed, UnknownHandler
 from bus import Field
 from persist import JournalFull
 
@@ -42,7 +43,7 @@ class Gateway:
         self._house = house
         self._resolve = resolve
         self._codecs: dict[type, RunCodec] = {}
-        self._asked: dict[tuple[int, int], tuple[Future[Message], type[Message] | None]] = {}
+        self._asked: dict[tuple[int, int], tuple[Future[Any], type[Message] | None]] = {}
         self._peers = {link.name: link.index for link in endpoint.links}
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -64,12 +65,28 @@ class Gateway:
         deadline = time.monotonic() + timeout
         key, future = self._send(handler, message, timeout, FLAG_ASK, reply)
         try:
-            return future.result(max(0.0, deadline - time.monotonic()))
+            answer: Message = future.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             raise AskTimeout(handler, type(message).__name__, timeout) from None
         finally:
             with self._lock:
                 self._asked.pop(key, None)
+        return answer
+
+    def command(self, worker: str, body: bytes, timeout: float) -> list[str]:
+        """A command to a worker, durable and exactly once as any message; returns what has become of it. It queues
+        behind what was sent to the worker before. CommandTimeout: nothing has yet, but it will."""
+        deadline = time.monotonic() + timeout
+        place = (worker, "a command")
+        key, future = self._put(self._plan.reply_route(worker).id, worker, body, place, timeout, FLAG_COMMAND, None)
+        try:
+            outcome: list[str] = future.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise CommandTimeout(worker, timeout) from None
+        finally:
+            with self._lock:
+                self._asked.pop(key, None)
+        return outcome
 
     def refuse(self) -> None:
         """From now on nothing is taken from outside: the system drains."""
@@ -93,10 +110,24 @@ class Gateway:
     # ------------------------------------------------------------------------------------------------ sending
     def _send(
         self, handler: str, message: Message, timeout: float | None, flags: int, reply: type[Message] | None
-    ) -> tuple[tuple[int, int], Future[Message]]:
+    ) -> tuple[tuple[int, int], Future[Any]]:
         route = self._route(handler, message)
         body = self._encode(message)
-        peer = self._peers[self._plan.worker_of(handler)]
+        place = (handler, type(message).__name__)
+        return self._put(route.id, self._plan.worker_of(handler), body, place, timeout, flags, reply)
+
+    def _put(
+        self,
+        route: int,
+        worker: str,
+        body: bytes,
+        place: tuple[str, str],
+        timeout: float | None,
+        flags: int,
+        reply: type[Message] | None,
+    ) -> tuple[tuple[int, int], Future[Any]]:
+        """`place`: the receiver and what it is sent, for an error."""
+        peer = self._peers[worker]
         outbound = self._endpoint.links[peer].outbound
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._room:
@@ -104,14 +135,14 @@ class Gateway:
             while outbound.backlog_bytes > self._plan.limits.outbox_limit_bytes:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise SendTimeout(handler, type(message).__name__, timeout or 0.0, outbound.backlog_bytes)
+                    raise SendTimeout(*place, timeout or 0.0, outbound.backlog_bytes)
                 self._room.wait(ROOM_WAIT if left is None else min(left, ROOM_WAIT))
                 self._check_open()
             # failpoint: gateway-before-commit
-            self._endpoint.commit([EncodedRun(route.id, 1, flags, (peer,), body)])
+            self._endpoint.commit([EncodedRun(route, 1, flags, (peer,), body)])
             # failpoint: gateway-committed
-            key, future = (peer, outbound.assigned), Future[Message]()
-            if flags & FLAG_ASK:
+            key, future = (peer, outbound.assigned), Future[Any]()
+            if flags & (FLAG_ASK | FLAG_COMMAND):
                 self._asked[key] = (future, reply)
             return key, future
 
@@ -198,12 +229,15 @@ class Gateway:
             return expected if expected is not None and type_key(expected) == key else self._resolve(key)
 
         try:
+            if arrival.flags & FLAG_COMMAND:
+                _settle(future, read_outcome(body))
+                return
             _settle(future, read_failure(body) if arrival.flags & FLAG_ERROR else read_answer(body, resolve))
         except (msgspec.MsgspecError, BadReply) as error:
             _settle(future, error)
 
 
-def _settle(future: Future[Message], outcome: Message | BaseException) -> None:
+def _settle(future: Future[Any], outcome: Message | list[str] | BaseException) -> None:
     try:
         if isinstance(outcome, BaseException):
             future.set_exception(outcome)

@@ -18,15 +18,19 @@ ATTRIBUTE = "__ringleader_policy__"  # on a class: what it said itself
 @dataclass(frozen=True, slots=True)
 class HandlerPolicy:
     """
-    max_attempts  how often a message is tried before it becomes a dead letter; None: as the topology says
+    max_attempts  how often a message is tried before it becomes a dead letter; None: as the topology says. Also how
+                  often in a row an `on_loop` may fail before its worker ends, and, if it is said here, an `on_start`
     on_error      what an exception does: `dead-letter` tries again until the attempts are used up, `retry` tries again
-                  for ever, `crash` ends the worker, which is a death like any other and counts as an attempt
+                  for ever, also what has killed its worker (max_attempts then means nothing), `crash` ends the worker,
+                  which is a death like any other and counts as an attempt
     retry_first   seconds before the second attempt; doubled for each one after it, up to retry_max
     retry_max     seconds
     ordered       True: while a message waits for its next attempt, the worker handles nothing else. False: what came
                   from the same sender waits, others go on
     busy_limit    seconds that the handling of one message, one on_loop or on_start may take, after which the worker is
                   taken for hung and killed; None: any time
+
+    Where a message is for several handlers of one worker, the strictest hold: see `actors.attempts`.
     """
 
     max_attempts: int | None = None

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from actors.plan import Plan
 from bus import Block, Field, WorkerState
 
 GAP = 2.0  # seconds without a look, after which all times begin anew
@@ -83,6 +84,12 @@ class Limits:
     hung_after: float
     handlers: Sequence[tuple[str, float | None]] = ()
     peers: Sequence[str] = ()
+
+
+def limits_of(plan: Plan, worker: str) -> Limits:
+    mine = plan.worker(worker)
+    handlers = [(one.name, one.policy.busy_limit) for one in mine.handlers]
+    return Limits(mine.child.hung_after, handlers, plan.peers)
 
 
 def verdict(

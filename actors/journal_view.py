@@ -107,6 +107,8 @@ def record_lines(record: ExportedSegment | ExportedTransaction) -> list[str]:
         lines.append(f"    table      {key.handler} key {'removed' if key.removed else f'set, {size(key.size_bytes)}'}")
     for letter in record.dead_letters:
         lines.append(f"    dead       {letter.id} {letter.type} for {letter.handler}: {first_line(letter.reason)}")
+    lines += [f"    removed    dead letter {letter}" for letter in record.dead_letters_removed]
+    lines += [f"    attempts   {message} {_count(count, 'time')} in vain" for message, count in record.attempts.items()]
     return [_printable(line) for line in lines]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,7 @@ def run(topology: Topology) -> None:
     finally:
         notifier.close()
     if status is not ExitStatus.OK:
-        _say(f"ringleader: {topology.name}: {reason or status.meaning} (status {int(status)})")
+        print(f"ringleader: {topology.name}: {reason or status.meaning} (status {int(status)})", file=sys.stderr)
         raise SystemExit(int(status))
 
 

@@ -58,7 +58,8 @@ def tell(facts: Facts) -> str:
         return f"stopped by request; {ended}"
     if facts.code is not None and -facts.code in _CRASH_SIGNALS:
         where = _innermost(crash(facts.dump))
-        return f"{ended} in {where}" if where else ended
+        if where:
+            return f"{ended} in {where}"
     if is_memory_error(last):
         limit = f" of {facts.memory_bytes:,} bytes" if facts.memory_bytes is not None else ""
         own = "its own memory limit" if limit else "memory"

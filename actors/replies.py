@@ -1,14 +1,15 @@
 """How an answer travels back to who asked. Pure.
 
-body     :=  request answer | request failure            answer and failure are told apart by the record's flags
+body     :=  request answer | request failure | request outcome        told apart by the record's flags
 request  :=  u64, little endian: the sequence number of the question on its own edge, which no other message has
 answer   :=  MessagePack [class of the message, message]
 failure  :=  MessagePack [handler, type of the question, reason]
+outcome  :=  MessagePack [why not, ...]                  of a command to the worker; an empty text for what was done
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -47,6 +48,15 @@ def read_answer(body: bytes, resolve: Callable[[str], type[Message]]) -> Message
 
 def read_failure(body: bytes) -> AskFailed:
     return AskFailed(*msgspec.msgpack.decode(body[_REQUEST_BYTES:], type=tuple[str, str, str]))
+
+
+def pack_outcome(request: int, problems: Sequence[str]) -> bytes:
+    return _request(request) + msgspec.msgpack.encode(problems)
+
+
+def read_outcome(body: bytes) -> list[str]:
+    """Raises msgspec.MsgspecError for what is none."""
+    return msgspec.msgpack.decode(body[_REQUEST_BYTES:], type=list[str])
 
 
 def _request(request: int) -> bytes:

@@ -281,7 +281,8 @@ class Supervisor(Requests):
             # failpoint: death-seen
             process.kill()  # what it started goes with it
             words = process.words()
-            memory = self._memory.of(process.pid, process.title) if code == -signal.SIGKILL else ""
+            foreign = code == -signal.SIGKILL and not child.kill_reason
+            memory = self._memory.of(process.pid, process.title) if foreign else ""
             if self._selector is not None:
                 self._selector.unregister(process.pidfd)
             process.close()
@@ -296,8 +297,9 @@ class Supervisor(Requests):
             return
         hung = child.watch.look(self._now(), hang.look_at(child.block), lambda: self._letter(process.pid))
         if hung is not None:
-            self._publish(events.WorkerKilled(child.name, process.pid, hung.reason))
-            child.kill(hung.reason, self._now(), innocent=not hung.blames)
+            reason = f"hung: {hung.reason}"
+            self._publish(events.WorkerKilled(child.name, process.pid, reason))
+            child.kill(reason, self._now(), innocent=not hung.blames)
 
     def _died(self, child: Child, death: Death, pid: int | None = None) -> None:
         epoch = child.block.get(Field.EPOCH)

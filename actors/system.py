@@ -7,48 +7,47 @@ directory, the segments of a dead predecessor, the segments, the gateway's journ
 from __future__ import annotations
 
 import os
-import secrets
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import cloudpickle
-import msgspec
 
 from actors.control_commands import SystemCommands, registry_of
 from actors.control_protocol import FAILED, Refused
 from actors.control_socket import ControlServer
+from actors.dead_letters import LetterChange, LetterPlace
 from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.gateway import Gateway
-from actors.hang import Limits
+from actors.hang import limits_of
 from actors.housekeeping import Housekeeping
-from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, stale_prefix
+from actors.identity import Exit, WorkerEnd
+from actors.letters_running import change_running
+from actors.letters_running import serve as serve_letters
 from actors.log_collect import Collector
 from actors.log_file import LogFile
 from actors.log_worker import Levels
 from actors.message import Message
-from actors.plan import GATEWAY, Plan, WorkerPlan
+from actors.plan import GATEWAY, Plan
+from actors.predecessor import take_over
 from actors.process import WorkerProcess
-from actors.replies import type_key
+from actors.reply_types import reply_class
 from actors.restart import Policy
 from actors.resume import Names
 from actors.rundir import RunDirectory
 from actors.stacks import stacks
 from actors.supervisor import FIRST_LOOK, LONGEST_LOOK, Supervisor
 from actors.system_errors import BadReply, StartFailed, SystemClosed
-from actors.takeover import Move, carry, moves
-from actors.wiring import Wires, attach_board, attach_ring, board_name, connect, create_segments, ring_name
+from actors.wiring import Wires, attach_board, attach_ring, connect, create_segments
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
 from bus import Block, Cell, Field, Segment, Text, WorkerState
-from bus.segment import remove_stale
-from persist import Journal, Recovered, Snapshot, read
 
 if TYPE_CHECKING:
+    from actors.letter_commands import Action
     from actors.status import SystemStatus
 
 READY_TIMEOUT = 60.0
@@ -77,7 +76,7 @@ class System:
         try:
             self._directory.lock()
             # failpoint: run-locked
-            self._identity, self._session = self._take_over()
+            self._identity, self._session = take_over(self._directory, plan)
             self._segments = create_segments(plan, self._identity.run_id)
             # failpoint: segments-created
             self._board = attach_board(self._identity.run_id, self._wires)
@@ -139,6 +138,26 @@ class System:
         from actors.status import read_status
 
         return read_status(self.directory)
+
+    def requeue_dead_letters(
+        self, letters: Iterable[tuple[str, str, int]], timeout: float = 30.0
+    ) -> list[LetterChange]:
+        """Has dead letters, each named by (worker, peer, sequence number), handled again: as new messages of the worker
+        to itself, exactly once, with all attempts before them. Tells of each what has become of it, in the same order.
+
+        Where a worker has not answered in time, that is the letter's `problem`: it will take effect all the same.
+        """
+        return self._change_letters("requeue", letters, timeout)
+
+    def drop_dead_letters(self, letters: Iterable[tuple[str, str, int]], timeout: float = 30.0) -> list[LetterChange]:
+        """Forgets dead letters for good; otherwise as `requeue_dead_letters`."""
+        return self._change_letters("drop", letters, timeout)
+
+    def _change_letters(
+        self, action: Action, letters: Iterable[tuple[str, str, int]], timeout: float
+    ) -> list[LetterChange]:
+        places = [LetterPlace(*letter) for letter in letters]
+        return change_running(self.plan, self._gateway, action, places, timeout)
 
     def stop(self, drain: bool = True, timeout: float | None = None) -> ExitStatus:
         """Ends the system: handles what is under way (`drain`), stops the workers. Returns the exit status.
@@ -241,47 +260,6 @@ class System:
             raise StartFailed(self.name, int(status), self._supervisor.reason)
         return self
 
-    def _take_over(self) -> tuple[Identity, str]:
-        """Cleans up after a dead predecessor. A session goes on until it has ended cleanly."""
-        old, ending = self._directory.read_identity(), self._directory.read_exit()
-        if old is not None:
-            remove_stale(stale_prefix(old))
-            # failpoint: stale-removed
-        self._adopt(old)
-        session = secrets.token_hex(4)
-        if old is not None and old.session and (ending is None or ending.status != ExitStatus.OK):
-            session = old.session
-        plan, identity = self.plan, new_identity(self.plan.name)
-        identity = msgspec.structs.replace(
-            identity,
-            session=session,
-            level=plan.level,
-            started_ns=time.time_ns(),
-            board=board_name(identity.run_id),
-            workers=tuple(worker.name for worker in plan.workers),
-            handlers={worker.name: tuple(one.name for one in worker.handlers) for worker in plan.workers},
-            groups=plan.paths,
-            peers=plan.peers,
-            edges=tuple(EdgeIdentity(e.source, e.target, ring_name(identity.run_id, e)) for e in plan.edges),
-        )
-        # Before the first segment exists: whoever comes after a crash finds its name.
-        self._directory.write_identity(identity)
-        # failpoint: identity-written
-        return identity, session
-
-    def _adopt(self, old: Identity | None) -> None:
-        """Carries the state of handlers that moved. Before the new identity is written: a crash only repeats it."""
-        found = {name: read(self._directory.journal(name)) for name in self._directory.journals()}
-        for move in moves(self.plan, found, old.handlers if old is not None else {}):
-
-            def first(recovered: Recovered | None, epoch: int, move: Move = move) -> Snapshot:
-                target = recovered if recovered is not None else Recovered()
-                carry(move, found[move.source], target)
-                return Names(self.plan, move.target).first(target, None)
-
-            directory = self._directory.journal(move.target)
-            Journal.open(directory, epoch=0, level=self.plan.level, make_snapshot=first)[0].close()
-
     def _open_gateway(self) -> Gateway:
         plan, run_id = self.plan, self._identity.run_id
         block = self._board.block(GATEWAY)
@@ -299,7 +277,7 @@ class System:
         block.set(Field.STATE, WorkerState.RUNNING)
         block.set(Field.STARTED_NS, time.monotonic_ns())
         endpoint.resume(journal, recovered)
-        return Gateway(plan, endpoint, house, self._resolve)
+        return Gateway(plan, endpoint, house, lambda name: reply_class(plan, name))
 
     def _make_supervisor(self, observer: Observer | None, beat: Callable[[], None] | None) -> Supervisor:
         limits = self.plan.limits
@@ -316,23 +294,21 @@ class System:
             self._launch,
             quiet=self._quiet,
             groups=self.plan.groups,
-            limits={worker.name: self._hang_limits(worker) for worker in self.plan.workers},
+            limits={worker.name: limits_of(self.plan, worker.name) for worker in self.plan.workers},
             memory_bytes={worker.name: worker.process.memory_bytes for worker in self.plan.workers},
             drain_timeout=limits.drain_timeout,
             observer=observer,
             beat=beat,
         )
 
-    def _hang_limits(self, worker: WorkerPlan) -> Limits:
-        handlers = [(one.name, one.policy.busy_limit) for one in worker.handlers]
-        return Limits(worker.child.hung_after, handlers, self.plan.peers)
-
     def _make_control(self) -> ControlServer:
         workers = [worker.name for worker in self.plan.workers]
         commands = SystemCommands(
             self.name, self._identity.run_id, workers, self._board, self._supervisor, self._stacks_of
         )
-        return ControlServer(self._directory, registry_of(commands))
+        registry = registry_of(commands)
+        serve_letters(registry, self._change_letters)
+        return ControlServer(self._directory, registry)
 
     def _stacks_of(self, worker: str) -> str:
         process = self._supervisor.process(worker)
@@ -365,23 +341,6 @@ class System:
                 pass_fds=[log],
                 options=self.plan.worker(name).process,
             )
-
-    def _resolve(self, name: str) -> type[Message]:
-        """The class of a reply. Only what this process has defined or imported: nothing is imported for a reply."""
-        for route in self.plan.routes:
-            if route.message is not None and type_key(route.message) == name:
-                return route.message
-        for handler in self.plan.handlers:
-            for known in handler.description.replies:
-                if type_key(known) == name:
-                    return known
-        module, _, qualname = name.partition(":")
-        found: object = sys.modules.get(module)
-        for part in qualname.split("."):
-            found = getattr(found, part, None)
-        if isinstance(found, type) and issubclass(found, Message):
-            return found
-        raise BadReply(name)
 
     # ------------------------------------------------------------------------------------------------ ending
     def _quiet(self) -> bool:

@@ -105,6 +105,33 @@ class HandlerFailed(RingleaderError):
         return f"{self.method} of handler {self.handler!r} failed {self.attempts} times in a row"
 
 
+class MessageFailed(RingleaderError):
+    """A message whose failure ends its worker, as the handler's policy says. The cause is chained."""
+
+    def __init__(self, handler: str, message_id: str, type: str, attempts: int, reason: str) -> None:  # noqa: A002
+        super().__init__(handler, message_id, type, attempts, reason)
+        self.handler, self.message_id, self.type, self.attempts = handler, message_id, type, attempts
+        self.reason = reason
+
+    def __str__(self) -> str:
+        what = f"{self.type} {self.message_id}, attempt {self.attempts}"
+        return f"handler {self.handler!r} failed on {what}: {self.reason}"
+
+
+class CommandTimeout(RingleaderError):
+    """A worker has not answered a command in time. It is on its way and takes effect all the same, once."""
+
+    def __init__(self, worker: str, timeout: float) -> None:
+        super().__init__(worker, timeout)
+        self.worker, self.timeout = worker, timeout
+
+    def __str__(self) -> str:
+        return (
+            f"worker {self.worker!r} has not answered within {self.timeout:g} s; the command is on its way and takes "
+            f"effect all the same"
+        )
+
+
 class UnknownHandler(RingleaderError):
     """No handler of this name, or it does not take this type from outside."""
 

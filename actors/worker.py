@@ -6,6 +6,7 @@ moves what is committed, and sleeps on its doorbell when there was nothing to do
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -18,11 +19,12 @@ import cloudpickle
 
 from actors import log_worker
 from actors.codec import RUN, RunCodec
-from actors.dispatch import Dispatcher, Inlet
+from actors.dispatch import Dispatcher
 from actors.endpoint import Endpoint
 from actors.exits import WorkerExit
 from actors.hosted import Context, Hosted
 from actors.housekeeping import Housekeeping
+from actors.inlets import Inlet
 from actors.links import Arrival, Link
 from actors.log_worker import Levels
 from actors.outgoing import Lane, Outgoing
@@ -31,7 +33,7 @@ from actors.plan import Plan, WorkerPlan
 from actors.process import arm_parent_death, inherited
 from actors.resume import RUNTIME, SESSION, Names
 from actors.sources import Sources
-from actors.system_errors import HandlerFailed, TopologyChanged
+from actors.system_errors import HandlerFailed, MessageFailed, TopologyChanged
 from actors.wiring import Wires, attach_board, connect
 from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Text, WorkerState, max_record
 from persist import Journal, JournalFull, JournalLocked, JournalPoisoned, PersistError, Recovered, Retain, Snapshot
@@ -77,6 +79,8 @@ def main(boot_bytes: bytes, levels: Levels | None = None) -> None:
         code = exit_for(error, WorkerState(block.get(Field.STATE)))
         ours = code in (WorkerExit.JOURNAL_REFUSED, WorkerExit.JOURNAL_POISONED)
         words = f"{type(error).__name__}: {error}" if ours else "".join(traceback.format_exception(error))
+        if isinstance(error, MessageFailed) and error.__cause__ is not None:
+            words = "".join(traceback.format_exception(error.__cause__)) + str(error)  # the user's traceback alone
         block.set_text(Text.LAST_WORDS, words)
     log_worker.tell_dropped(log_worker.LAST_PATIENCE)
     sys.stdout.flush()
@@ -94,8 +98,12 @@ def exit_for(error: BaseException, state: WorkerState) -> WorkerExit:
             return WorkerExit.NO_SPACE
         case PersistError() | TopologyChanged():
             return WorkerExit.JOURNAL_REFUSED  # trying again would find the same
+        case MemoryError() | OSError(errno=errno.ENOMEM) if state is WorkerState.RECOVERING:
+            return WorkerExit.START_FAILED  # its memory limit has no room for its rings
         case OSError() if state is WorkerState.RECOVERING:
             return WorkerExit.JOURNAL_POISONED
+        case MessageFailed():
+            return WorkerExit.MESSAGE_FAILED
         case HandlerFailed():
             return WorkerExit.HANDLER_FAILED
     return WorkerExit.START_FAILED if state is WorkerState.STARTING else WorkerExit.CRASHED
@@ -189,13 +197,13 @@ class Worker:
                 arrivals = endpoint.take()
             elif blocked and all(arrival.link in blocked for arrival in arrivals):
                 arrivals = [*arrivals, *endpoint.take(blocked)]  # the disk is full: some wait, the others go on
-            due = dispatcher.blocked_until if blocked and not paused else float("inf")
             if arrivals and not paused:
                 count = cells[Field.COMMITS]
                 arrivals = dispatcher.run(arrivals)
                 worked |= not blocked or cells[Field.COMMITS] != count
                 if dispatcher.leaving:
                     break
+            due = float("inf") if paused else min(dispatcher.blocked.values(), default=float("inf"))
             if seen is Control.RUN and sources and not endpoint.paused and pausing.sources:
                 due = min(due, sources.call(now / 1e9))
                 worked |= due <= time.monotonic()
@@ -254,7 +262,7 @@ def open_journal(
         # An incarnation that died before it had told its epoch may have counted the suspect already.
         counted = recovered is not None and recovered.epoch > endpoint.block.get(Field.EPOCH)
         snapshot = names.first(recovered, None if counted else suspect)
-        endpoint.dead = list(snapshot.dead)
+        endpoint.dead, endpoint.dead_peers = list(snapshot.dead), list(snapshot.peers)
         return snapshot
 
     retain = Retain(plan.limits.retain_bytes or None, plan.limits.retain_seconds or None)

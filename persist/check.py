@@ -115,7 +115,13 @@ def _differences(before: Recovered, after: Recovered, segment: Segment) -> list[
         found.append(f"{segment.path}: epoch {after.epoch} after {before.epoch}")
     if before.epoch == after.epoch and (before.states, before.tables) != (after.states, after.tables):
         found.append(f"{segment.path}: the snapshot's state is not that of the frames before it")
+    if _ids(before) != _ids(after):
+        found.append(f"{segment.path}: the snapshot's dead letters are not those of the frames before it")
     return found
+
+
+def _ids(state: Recovered) -> list[tuple[str, int]]:
+    return [(letter.peer, letter.seq) for letter in state.dead]
 
 
 def _breaks(fold: Fold, transaction: Transaction, where: str) -> list[str]:
@@ -130,4 +136,8 @@ def _breaks(fold: Fold, transaction: Transaction, where: str) -> list[str]:
             if first != assigned.get(peer, 0) + 1:
                 found.append(f"{where}: {name(peers, peer)} gets {first} after {assigned.get(peer, 0)}")
             assigned[peer] = first + send.count - 1
+    known = {(letter.peer, letter.seq) for letter in fold.dead} if transaction.removed else set()
+    for peer, seq in transaction.removed:
+        if (peer, seq) not in known:
+            found.append(f"{where}: removes a dead letter {name(peers, peer)}/{seq} that is not there")
     return found

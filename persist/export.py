@@ -69,7 +69,7 @@ class ExportedDeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_default
 class ExportedTransaction(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="transaction"
 ):
-    """`consumed`: peer -> watermark."""
+    """`consumed`: peer -> watermark; `dead_letters_removed`: ids; `attempts`: id -> how often it was tried in vain."""
 
     position: int
     end_position: int
@@ -80,6 +80,8 @@ class ExportedTransaction(
     states: list[ExportedState] = []
     keys: list[ExportedKey] = []
     dead_letters: list[ExportedDeadLetter] = []
+    dead_letters_removed: list[str] = []
+    attempts: dict[str, int] = {}
 
 
 class ExportedSegment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="segment"):
@@ -160,6 +162,8 @@ def exported(record: Record, *, payloads: bool = False) -> ExportedTransaction:
         states=_states(record.states, payloads),
         keys=[_key(*row, payloads) for row in record.keys],
         dead_letters=[_letter(letter, payloads) for letter in record.dead],
+        dead_letters_removed=[f"{peer}/{seq}" for peer, seq in record.removed],
+        attempts={f"{peer}/{seq}": count for (peer, seq), count in record.attempts.items()},
     )
 
 

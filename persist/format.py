@@ -20,8 +20,10 @@ import msgspec
 from persist.errors import FrameTooLarge
 
 MAGIC: Final = b"\x89RGLJ\r\n\x1a"  # a byte that is not ASCII, both line ends, end of file: transfers that mangle show
-VERSION: Final = 2
-READABLE: Final = (1, 2)  # version 1 has no time and no checksum of the segment before in its snapshots
+VERSION: Final = 3
+READABLE: Final = (1, 2, 3)
+# Version 1 has no time and no checksum of the segment before in its snapshots; before version 3, transactions end with
+# the dead letters.
 SUFFIX: Final = ".journal"
 SEGMENT_HEADER: Final = 32
 FRAME_HEADER: Final = 16
@@ -69,13 +71,16 @@ class DeadLetter(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc
 
 class Transaction(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     """One commit. `consumed`: (inbound peer, watermark); `states`: (handler, whole value); `keys`: (handler, key, value
-    or None if the key was removed)."""
+    or None if the key was removed); `removed`: (peer, sequence number) of dead letters that were there before and are
+    no longer kept; `attempts`: (inbound peer, sequence number, how often it was tried in vain)."""
 
     consumed: list[tuple[int, int]] = []
     sends: list[Send] = []
     states: list[tuple[int, bytes]] = []
     keys: list[tuple[int, bytes, bytes | None]] = []
     dead: list[DeadLetter] = []
+    removed: list[tuple[int, int]] = []
+    attempts: list[tuple[int, int, int]] = []
 
 
 class Snapshot(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):

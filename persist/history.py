@@ -66,6 +66,8 @@ class Record:
     consumed  inbound peer -> watermark
     states    handler -> whole value
     keys      (handler, key, value or None if the key was removed)
+    removed   (peer, sequence number) of dead letters that are no longer kept
+    attempts  (inbound peer, sequence number) -> how often that message was tried in vain
     """
 
     position: int
@@ -77,6 +79,8 @@ class Record:
     states: dict[str, bytes] = field(default_factory=dict)
     keys: list[tuple[str, bytes, bytes | None]] = field(default_factory=list)
     dead: list[NamedDeadLetter] = field(default_factory=list)
+    removed: list[tuple[str, int]] = field(default_factory=list)
+    attempts: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 def replay(directory: Place, from_position: int = 0) -> Iterator[Record]:
@@ -180,8 +184,10 @@ def apply(state: Recovered, record: Record) -> None:
             del state.tables[handler][key]
             if not state.tables[handler]:
                 del state.tables[handler]
+    if record.removed:
+        state.dead = [letter for letter in state.dead if (letter.peer, letter.seq) not in record.removed]
     state.dead += record.dead
-    attempts = state.attempts.items()
+    attempts = (state.attempts | record.attempts).items()
     state.attempts = {key: count for key, count in attempts if key[1] > state.watermarks.get(key[0], 0)}
     state.epoch, state.position = record.epoch, record.end
 
@@ -202,6 +208,8 @@ def record_of(frame: Frame, segment: Segment) -> Record:
             states={name(handlers, handler): value for handler, value in transaction.states},
             keys=[(name(handlers, handler), key, value) for handler, key, value in transaction.keys],
             dead=[named(letter, peers, routes) for letter in transaction.dead],
+            removed=[(name(peers, peer), seq) for peer, seq in transaction.removed],
+            attempts={(name(peers, peer), seq): count for peer, seq, count in transaction.attempts},
         )
     except (msgspec.DecodeError, BadFrame) as error:
         offset = segment.offset(frame.position)

@@ -41,7 +41,8 @@ class Recovered:
     unacked_from  outbound peer -> a position at or before the first frame with a send above `acked`, None if there is
                   no such send
     unacked_bytes outbound peer -> about how many bytes those sends have
-    attempts      (inbound peer, sequence number) -> how often that message was in progress at a death
+    attempts      (inbound peer, sequence number) -> how often that message was tried in vain: deaths that it was in
+                  progress at, and failures that were counted durably
     routes        segment number -> its table of routes
     position      where the journal ends; torn: what a crash left behind that
     """
@@ -120,6 +121,7 @@ class Fold:
             self.tables.setdefault(handler, {})[key] = value
         self.watermarks = dict(snapshot.watermarks)
         self.assigned = dict(snapshot.assigned)
+        self.attempts = {(peer, seq): count for peer, seq, count in snapshot.attempts}
         self.dead: list[DeadLetter] = list(snapshot.dead)
 
     def apply(self, transaction: Transaction) -> None:
@@ -133,14 +135,19 @@ class Fold:
                 self.tables.setdefault(handler, {})[key] = value
             elif handler in self.tables:
                 self.tables[handler].pop(key, None)
+        if transaction.removed:
+            gone = set(transaction.removed)
+            self.dead = [letter for letter in self.dead if (letter.peer, letter.seq) not in gone]
         self.dead += transaction.dead
+        for peer, seq, count in transaction.attempts:
+            self.attempts[peer, seq] = count
 
     def result(self, outbox: Outbox) -> Recovered:
         snapshot = self.snapshot
         peers, handlers = snapshot.peers, snapshot.handlers
         watermarks = by_name(peers, self.watermarks.items())
         assigned = by_name(peers, self.assigned.items())
-        attempts = {(name(peers, peer), seq): count for peer, seq, count in snapshot.attempts}
+        attempts = {(name(peers, peer), seq): count for (peer, seq), count in self.attempts.items()}
         return Recovered(
             epoch=self.epoch,
             level=snapshot.level,

@@ -114,6 +114,7 @@ class Splice:
             keys += [(index, key, now.get(key)) for key in then.keys() | now.keys() if then.get(key) != now.get(key)]
         peer = self.names.peers.index
         letters = [letter for letter in target.dead if letter not in base.dead]
+        kept = {(letter.peer, letter.seq) for letter in target.dead}
         return Transaction(
             consumed=[(peer(p), last) for p, last in target.watermarks.items() if last > base.watermarks.get(p, 0)],
             sends=sends,
@@ -134,6 +135,7 @@ class Splice:
                 )
                 for one in letters
             ],
+            removed=[(peer(one.peer), one.seq) for one in base.dead if (one.peer, one.seq) not in kept],
         )
 
     def final(self) -> Recovered:

@@ -23,10 +23,11 @@ PURE = {
     "persist": {"errors", "format", "history_errors", "link", "names", "recovery", "retention"},
     "persist.ilm": {"backend", "errors", "flight", "identity", "message", "options", "session", "transport", "wire"},
     "actors": {
-        "annotations", "codec", "components", "control_progress", "control_protocol", "control_view", "declaration",
-        "errors", "exits", "fingerprint", "handler", "handler_policy", "hang", "log_record", "message", "naming",
-        "outgoing", "plan", "process_options", "reasons", "replies", "restart", "resume", "sends", "shipping",
-        "supervision", "system_errors", "table", "validate", "validate_options", "validate_supervision",
+        "annotations", "attempts", "codec", "components", "control_progress", "control_protocol", "control_view",
+        "declaration", "errors", "exits", "fingerprint", "handler", "handler_policy", "hang", "letter_commands",
+        "log_record", "message", "naming", "outgoing", "plan", "process_options", "reasons", "replies", "restart",
+        "resume", "sends", "shipping", "supervision", "system_errors", "table", "validate", "validate_options",
+        "validate_supervision",
     },
 }  # fmt: skip
 ACTING = {

@@ -93,7 +93,10 @@ class Running:
 
     def handled(self) -> int:
         """What the sink has counted, as its journal has it."""
-        state = read(self.path / "journals" / "stats").states.get("sink")
+        try:
+            state = read(self.path / "journals" / "stats").states.get("sink")
+        except FileNotFoundError:
+            return 0  # not even that far
         return msgspec.msgpack.decode(state)["n"] if state else 0
 
     def flows(self) -> None:

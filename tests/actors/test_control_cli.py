@@ -246,6 +246,14 @@ def test_stacks_of_the_supervisor_are_its_own(live: Live) -> None:
     assert "test_stacks_of_the_supervisor_are_its_own" in out
 
 
+def test_stacks_of_workers_are_those_of_their_loops(live: Live) -> None:
+    code, out, err = told(ringleader("stacks", "live", "stats", "ingest"))
+    assert (code, err) == (0, "")
+    for worker in live.system.status().workers:
+        assert f"{worker.name}, process {worker.pid}\n" in out
+    assert out.count("worker.py") >= 2
+
+
 def fake_py_spy(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """What stands for py-spy, and is found first."""
     folder.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
 import struct
@@ -17,7 +18,7 @@ import pytest
 
 from actors import control_client, control_protocol, control_socket
 from actors.control_client import ConnectionLost, NobodyListens, NotAnswering, NotUnderstood, ask
-from actors.control_protocol import LENGTH, PROTOCOL, Empty, Refused
+from actors.control_protocol import LENGTH, MAX_REQUEST, PROTOCOL, Empty, Refused
 from actors.control_socket import SOCKET, ControlServer, Peer, Progress, Registry
 from actors.rundir import NotYours, RunDirectory
 
@@ -239,6 +240,15 @@ def test_garbage_is_refused_and_harms_nobody(path: Path, garbage: bytes) -> None
     assert ask(path, "echo", Text("fine"), Text).text == "fine"
 
 
+def test_a_request_that_is_too_long_is_refused_before_it_is_there(path: Path) -> None:
+    with raw(path) as connection:
+        connection.sendall(LENGTH.pack(MAX_REQUEST + 1))
+        (answer,) = said(connection)
+    assert answer["text"].endswith(
+        f"a frame says that it has {MAX_REQUEST + 1} bytes, at most {MAX_REQUEST} are allowed"
+    )
+
+
 def test_clients_that_say_nothing_half_or_hang_up_harm_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_socket, "REQUEST_WITHIN", 0.3)
     silent, half, gone = raw(path), raw(path), raw(path)
@@ -256,6 +266,7 @@ def test_a_client_that_does_not_read_is_dropped(path: Path, monkeypatch: pytest.
     monkeypatch.setattr(control_socket, "ANSWER_WITHIN", 0.2)
     with raw(path) as connection:
         connection.sendall(framed({"version": 1, "command": "big"}))
+        assert select.select([connection], [], [], 10)[0], "it has begun to answer"
         until(lambda: connections_of(path) == 1, "the connection to be dropped")
         assert ask(path, "echo", Text("fine"), Text).text == "fine"
 
@@ -282,7 +293,9 @@ def test_more_clients_than_places_wait_for_their_turn(path: Path, monkeypatch: p
     monkeypatch.setattr(control_socket, "MAX_CLIENTS", 2)
     monkeypatch.setattr(control_socket, "REQUEST_WITHIN", 0.2)
     silent = [raw(path) for _ in range(5)]
+    started = time.monotonic()
     assert ask(path, "echo", Text("at last"), Text, silence=20).text == "at last"
+    assert time.monotonic() - started > 0.3, "two times two silent ones had to go before it"
     for connection in silent:
         connection.close()
 

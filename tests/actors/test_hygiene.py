@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def ended(process: WorkerProcess) -> int:
     return code
 
 
-def granted(started, path: Path, options: ProcessOptions) -> dict:
+def granted(started, path: Path, options: ProcessOptions) -> Any:
     started.append(WorkerProcess.start(targets.tells_what_it_was_granted, (path,), options=options))
     assert ended(started[-1]) == 0, started[-1].words()
     return json.loads(text_of(path))

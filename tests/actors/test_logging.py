@@ -23,10 +23,11 @@ import pytest
 from actors import Handler, Message, System, Topology, handle
 from actors.log_record import Line, decode_line
 from bus import Block, Field
-from tests.actors.waiting import until
+from tests.actors import waiting
 
 ROOT = Path(__file__).parents[2]
 log = logging.getLogger("tests.logged")
+until = partial(waiting.until, seconds=60.0)  # programs start and end here
 
 
 class Do(Message):
@@ -339,11 +340,11 @@ def test_a_stopped_supervisor_does_not_stop_workers_that_log(
     os.kill(child.pid, signal.SIGSTOP)
     try:
         stopped_at = reached()
-        until(lambda: reached() > stopped_at + 20_000, "work while the supervisor is stopped", 60)
+        until(lambda: reached() > stopped_at + 20_000, "work while the supervisor is stopped")
     finally:
         os.kill(child.pid, signal.SIGCONT)
     child.send_signal(signal.SIGTERM)
-    assert child.wait(30) == 0
+    assert child.wait(60) == 0
     written = lines(tmp_path / "run")
     numbers = [int(line.message) for line in written if line.logger == "root"]
     dropped = sum(int(m[1]) for line in written if (m := re.match(r"(\d+) records were dropped", line.message)))
@@ -356,7 +357,7 @@ def test_a_program_without_logging_gets_warnings_on_stderr(
     tmp_path: Path, program: Callable[..., subprocess.Popen[str]]
 ) -> None:
     child = program(*script(tmp_path, 50))
-    _, err = child.communicate(timeout=30)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == 0
     assert err.splitlines() == [f"hall/speaker: {n}" for n in range(50)]
 
@@ -375,7 +376,7 @@ def test_ringleader_run_logs_to_stderr_as_it_is_told(
 ) -> None:
     path = script(tmp_path, 50, setup)[1]
     child = program(sys.executable, "-m", "actors", "run", path, *options)
-    _, err = child.communicate(timeout=30)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == 0
     first, *rest = err.splitlines()
     assert re.fullmatch(shown, first)
@@ -385,7 +386,7 @@ def test_ringleader_run_logs_to_stderr_as_it_is_told(
 
 def test_ringleader_run_refuses_a_wrong_level(tmp_path: Path, program: Callable[..., subprocess.Popen[str]]) -> None:
     child = program(sys.executable, "-m", "actors", "run", script(tmp_path, 50)[1], "--log-level", "loud")
-    _, err = child.communicate(timeout=30)
+    _, err = child.communicate(timeout=60)
     assert (child.returncode, "'loud' is no level" in err) == (2, True)
 
 
@@ -402,12 +403,12 @@ def test_logs_are_there_after_the_supervisor_was_killed(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     workers = {json.loads(line)["worker"] for line in shown.stdout.splitlines()}
     again = program(*script(tmp_path, 10**9))
     until(lambda: sum(line.extra.get("event") == "SystemStarted" for line in lines(tmp_path / "run")) == 2, "a new one")
     again.terminate()
-    assert again.wait(30) == 0
+    assert again.wait(60) == 0
     assert workers == {"hall"}

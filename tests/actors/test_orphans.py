@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors import guardian as guardian_module
 from actors import orphans
 from actors import process as process_module
 from actors.guardian import children_of
@@ -132,7 +131,7 @@ def test_children_are_found_without_the_kernels_lists(monkeypatch: pytest.Monkey
             raise FileNotFoundError(path)
         return real(path)
 
-    monkeypatch.setattr(guardian_module.os, "listdir", without_lists)
+    monkeypatch.setattr(os, "listdir", without_lists)
     assert children_of(guardian()) == listed
     assert children_of(1 << 30) == []
 

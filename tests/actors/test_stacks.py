@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from actors import stacks as stacks_module
+from actors.last_words import LIMIT
 from actors.process import WorkerProcess, start_forkserver, stop_forkserver
 from actors.reasons import Facts, account, tell
 from actors.stacks import stacks
@@ -40,8 +43,8 @@ def started() -> Iterator[list[WorkerProcess]]:
 @pytest.fixture
 def no_help(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where py-spy is not installed."""
-    monkeypatch.setattr(stacks_module.shutil, "which", lambda name: None)
-    monkeypatch.setattr(stacks_module.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
 
 
 def ended(process: WorkerProcess) -> int:
@@ -103,21 +106,21 @@ def test_a_dead_or_closed_worker_is_told_to_be_dead() -> None:
 def test_an_answer_that_does_not_come_is_not_waited_for_long(started, monkeypatch, no_help) -> None:
     started.append(WorkerProcess.start(targets.holds))
     until(lambda: not stacks_module._refusal(started[0].pid), "it to listen")
-    monkeypatch.setattr(stacks_module.signal, "pidfd_send_signal", lambda *given: None)
+    monkeypatch.setattr(signal, "pidfd_send_signal", lambda *given: None)
     assert "does not answer within 0.1 s" in stacks(started[0], timeout=0.1)
 
 
 def test_py_spy_that_fails_says_why(started, monkeypatch) -> None:
     started.append(WorkerProcess.start(targets.holds))
     monkeypatch.setattr(stacks_module, "_refusal", lambda pid: "no")
-    monkeypatch.setattr(stacks_module.shutil, "which", lambda name: "/bin/false")
-    monkeypatch.setattr(stacks_module.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert stacks(started[0]) == "no; py-spy could not help: "
 
     def late(*given: object, **more: object) -> None:
         raise subprocess.TimeoutExpired("py-spy", 10)
 
-    monkeypatch.setattr(stacks_module.subprocess, "run", late)
+    monkeypatch.setattr(subprocess, "run", late)
     assert "timed out" in stacks(started[0])
 
 
@@ -164,6 +167,6 @@ def test_the_next_one_begins_with_nothing_said(started) -> None:
 def test_answers_of_long_ago_are_dropped(started, tmp_path: Path) -> None:
     started.append(WorkerProcess.start(targets.waits_with_a_thread, (tmp_path / "up", "idle")))
     text_of(tmp_path / "up")
-    os.write(started[0]._words.fd, b"x" * (stacks_module.LIMIT + 1))
+    os.write(started[0]._words.fd, b"x" * (LIMIT + 1))
     assert stacks(started[0]).count("x") < 100
     assert len(started[0].words()) < 10_000

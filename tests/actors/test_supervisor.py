@@ -287,7 +287,7 @@ def test_death_is_written_to_the_board() -> None:
     rig.now += 1
     rig.die("a", -signal.SIGSEGV, words="Fatal Python error: Segmentation fault\n")
     block = rig.board.block("a")
-    assert rig.seen(events.WorkerDied)[0].reason == "killed by SIGSEGV"
+    assert rig.seen(events.WorkerDied)[0].reason == "killed by SIGSEGV: Fatal Python error: Segmentation fault"
     assert block.get(Field.RESTARTS) == 2
     assert block.get(Field.SUPERVISED_STATE) == block.get(Field.STATE) == WorkerState.DEAD
     assert block.get(Field.PID) == 0
@@ -300,7 +300,7 @@ def test_last_death_keeps_signal_and_last_words() -> None:
     rig = running()
     rig.die("a", -signal.SIGSEGV, words="first line\nlast line\n")
     block = rig.board.block("a")
-    assert block.text(Text.LAST_DEATH) == "killed by SIGSEGV\nfirst line\nlast line"
+    assert block.text(Text.LAST_DEATH) == "killed by SIGSEGV: last line\nfirst line\nlast line"
     assert block.get(Field.LAST_DEATH_CODE) == -signal.SIGSEGV
     assert block.get(Field.LAST_DEATH_NS) == int(rig.now * 1e9)
     assert rig.board.block("b").text(Text.LAST_DEATH) == ""

@@ -19,6 +19,8 @@ ERRORS: list[RingleaderError] = [
     system_errors.BadReply("Answer", "Other"),
     system_errors.NothingToReply("report", "Answer", "gateway/3", True),
     system_errors.HandlerFailed("feed", "on_loop", 3),
+    system_errors.MessageFailed("report", "feed/7", "Trade", 2, "ValueError: no price"),
+    system_errors.CommandTimeout("report", 2.5),
     system_errors.UnknownHandler("reprot", "Trade", (), ("report",)),
     system_errors.UnknownHandler("report", "Trade", ("Question",), ("report",)),
     system_errors.TopologyChanged("workers are gone", {"a -> b": 3}),

@@ -19,6 +19,8 @@ from persist import DamagedJournal, JournalLocked, JournalPoisoned, OutboxMissin
         (JournalPoisoned("j", 1, "EIO"), WorkerState.RUNNING, WorkerExit.JOURNAL_POISONED),
         (JournalLocked("j", 1), WorkerState.RECOVERING, WorkerExit.JOURNAL_POISONED),
         (OSError(28, "full"), WorkerState.RECOVERING, WorkerExit.JOURNAL_POISONED),
+        (OSError(12, "no memory"), WorkerState.RECOVERING, WorkerExit.START_FAILED),
+        (MemoryError(), WorkerState.RECOVERING, WorkerExit.START_FAILED),
         (FileNotFoundError(2, "the user's file"), WorkerState.STARTING, WorkerExit.START_FAILED),
         (FileNotFoundError(2, "the user's file"), WorkerState.RUNNING, WorkerExit.CRASHED),
         (HandlerFailed("h", "on_loop", 3), WorkerState.RUNNING, WorkerExit.HANDLER_FAILED),

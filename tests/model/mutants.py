@@ -200,7 +200,7 @@ MUTANTS = [
     Mutant(
         "poison_commit",
         "nobody is blamed for a death at the commit",
-        replaced(Dispatcher, "_commit", blames_nobody),
+        replaced(Dispatcher, "commit", blames_nobody),
         "liveness",
         partial(poisoned, how="die at commit"),
         plain,

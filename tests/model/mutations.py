@@ -35,18 +35,22 @@ def commits(*order: str) -> Callable[[], Patch]:
         states: Sequence[tuple[int, bytes]] = (),
         keys: Sequence[tuple[int, bytes, bytes | None]] = (),
         dead: Sequence[DeadLetter] = (),
+        removed: Sequence[tuple[int, int]] = (),
+        attempts: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         consumed = [link for link in self.links if link.inbound.seen != link.inbound.watermark]
-        if not (consumed or runs or states or keys or dead):
+        if not (consumed or runs or states or keys or dead or attempts):
             return
         journal = self.journal
         assert journal is not None
         sends, position = self._number(runs), journal.position
         watermarks = [(link.index, link.inbound.seen) for link in consumed]
+        assert not removed
+        counted = list(attempts)
         for action in order:
             match action:
                 case "append":
-                    journal.append(Transaction(watermarks, sends, list(states), list(keys), list(dead)))
+                    journal.append(Transaction(watermarks, sends, list(states), list(keys), list(dead), [], counted))
                 case "append what was consumed":
                     journal.append(Transaction(watermarks))
                 case "append the rest":
@@ -162,7 +166,7 @@ def buried_at_once(original: Callable[..., Any]) -> Any:
             for arrival in arrivals:
                 here = arrival.link.index == peer and arrival.first <= seq < arrival.first + arrival.length
                 if here and attempts >= self._plan.limits.max_attempts and seq > arrival.link.inbound.seen:
-                    self._bury(arrival, seq, b"", "given up", "")
+                    self.careful._bury(arrival, seq, b"")
                     del self.attempts[peer, seq]
         return original(self, arrivals)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from actors import dispatch, endpoint, gateway, hosted, wiring, worker
+from actors import careful, dispatch, endpoint, gateway, hosted, wiring, worker
 from actors import system as system_module
 from actors.codec import FLAG_ASK, StateCodec
 from actors.endpoint import Endpoint
@@ -81,6 +81,7 @@ def simulated(scene: Scene, clock: Clock) -> Iterator[None]:
         mock.patch.object(writer_module, "AHEAD_BYTES", 2048),
         mock.patch.object(wiring, "attach_ring", lambda *given: current().ring(*given)),
         mock.patch.multiple(dispatch, time=clock, INLINE_LIMIT=scene.inline_limit),
+        mock.patch.object(careful, "time", clock),
         mock.patch.object(hosted, "StateCodec", _state_codec),
         mock.patch.object(endpoint, "time", clock),
     ):
@@ -98,7 +99,6 @@ def run_gateway(sim: Simulation, process: Process) -> None:
         _wires=wiring.Wires(),
         _directory=journals,
         _session=SESSION,
-        _resolve=lambda name: Done,
     )
     opened: Gateway = System._open_gateway(host)
     process.up = True

@@ -10,6 +10,9 @@ from persist import DamagedJournal, NotAJournal, Send, Transaction, check
 from persist import format as layout
 from tests.persist.building import after, filled, in_segments, open_journal, path_of, transaction
 
+LETTER = layout.DeadLetter(0, 3, 0, "counter", "Tick", "ValueError", "no good", 3, 7, b"poison")
+GONE = Transaction(removed=[(0, 3)])
+
 
 def written(directory: Path, *segments: list[object], epochs: tuple[int, ...] = (1, 1, 1, 1)) -> None:
     """A journal without the writer's checks: a snapshot and transactions per segment."""
@@ -35,6 +38,16 @@ def test_sound_journal_has_no_fault(tmp_path: Path) -> None:
     assert report.frames == 11
 
 
+def test_a_dead_letter_that_comes_and_goes_is_no_fault(tmp_path: Path) -> None:
+    directory = tmp_path / "journal"
+    again = Transaction(removed=[(0, 3)], dead=[layout.DeadLetter(1, 1, 0, "", "", "", "", 1, 7, b"")])
+    written(
+        directory, [after(0), Transaction(dead=[LETTER])], [after(0, dead=[LETTER]), again], [after(0, dead=again.dead)]
+    )
+    report = check(directory)
+    assert report.ok, report.gaps
+
+
 def test_torn_tail_is_reported_and_is_no_fault(tmp_path: Path) -> None:
     filled(tmp_path, 3)
     path = path_of(tmp_path, 1)
@@ -57,6 +70,11 @@ def test_torn_tail_is_reported_and_is_no_fault(tmp_path: Path) -> None:
         ([[after(0), transaction(1)], [after(1, states=[])]], "state is not that of the frames"),
         ([[after(0), transaction(1)], [after(1, tables=[])]], "state is not that of the frames"),
         ([[after(0)], [after(0, assigned=[(1, 1)])]], "assigned of right was 0, is 1"),
+        ([[after(0, dead=[LETTER])], [after(0)]], "dead letters are not those of the frames"),
+        ([[after(0)], [after(0, dead=[LETTER])]], "dead letters are not those of the frames"),
+        ([[after(0, dead=[LETTER]), GONE], [after(0, dead=[LETTER])]], "dead letters are not those of the frames"),
+        ([[after(0), GONE]], "removes a dead letter left/3 that is not there"),
+        ([[after(0, dead=[LETTER]), GONE, GONE]], "removes a dead letter left/3 that is not there"),
     ],
 )
 def test_what_does_not_add_up_is_reported(segments: list[list[object]], gap: str, tmp_path: Path) -> None:

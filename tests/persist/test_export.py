@@ -35,6 +35,8 @@ def everything(directory: Path) -> None:
             [(0, b"secret state")],
             [(1, b"secret key", b"secret value"), (1, b"k", None)],
             [dead],
+            [(1, 4)],
+            [(0, 9, 2)],
         )
     )
     journal.rotate(after(0, assigned=[(1, 2), (0, 3)], acked=[(1, 1)], states=[(0, b"secret state")], dead=[dead]))
@@ -81,6 +83,8 @@ def test_every_part_of_a_transaction_is_told_by_ids_types_and_sizes(tmp_path: Pa
                 "time_unix_seconds": 7.0,
             }
         ],
+        "dead_letters_removed": ["right/4"],
+        "attempts": {"left/9": 2},
     }
     assert (first["kind"], first["number"], first["level"], first["routes"]) == (
         "segment",

@@ -38,7 +38,7 @@ def frame(frame_type: int, epoch: int, position: int, record: object) -> bytes:
 
 def test_worked_example_of_the_format_page_decodes() -> None:
     data = worked_example()
-    assert layout.decode_segment_header(data) == layout.SegmentHeader(2, 1, 0)
+    assert layout.decode_segment_header(data) == layout.SegmentHeader(3, 1, 0)
     first = layout.decode_frame(memoryview(data), 32, 0)
     assert (first.type, first.epoch, layout.decode_snapshot(first.body)) == (layout.SNAPSHOT, 1, EXAMPLE_SNAPSHOT)
     second = layout.decode_frame(memoryview(data), 32 + first.end, first.end)
@@ -67,18 +67,20 @@ def test_rules_of_the_format_page_read_the_example_without_this_package() -> Non
         assert crc == crc32(data[offset + 4 : offset + 16 + length], (position >> 32) ^ (position & 0xFFFFFFFF))
         bodies.append(msgpack.decode(data[offset + 16 : offset + 16 + length]))
         offset += (16 + length + 7) // 8 * 8
-    assert bodies[1] == [[[0, 7]], [[0, 2, 0, [[0, 1]], b"\x01\x02"]], [[0, b"\x2a"]], [], []]
+    assert bodies[1] == [[[0, 7]], [[0, 2, 0, [[0, 1]], b"\x01\x02"]], [[0, b"\x2a"]], [], [], [], []]
 
 
 def test_golden_bytes_of_every_field() -> None:
     dead = layout.DeadLetter(1, 2, 3, "h", "T", "r", "d", 3, 4, b"b")
-    full = Transaction([(0, 1)], [layout.Send(1, 2, 3, [(4, 5)], b"x")], [(6, b"s")], [(7, b"k", None)], [dead])
+    full = Transaction(
+        [(0, 1)], [layout.Send(1, 2, 3, [(4, 5)], b"x")], [(6, b"s")], [(7, b"k", None)], [dead], [(8, 9)], [(1, 2, 3)]
+    )
     assert frame(2, 3, 8, full).hex() == (
-        "1afbf5c2" "30000000" "02000000" "03000000"
-        "95" "91920001" "919501020391920405c40178" "919206c40173" "919307c4016bc0"
-        "919a010203a168a154a172a1640304c40162"
+        "36b98ba0" "39000000" "02000000" "03000000"
+        "97" "91920001" "919501020391920405c40178" "919206c40173" "919307c4016bc0"
+        "919a010203a168a154a172a1640304c40162" "91920809" "9193010203" "00000000000000"
     )  # fmt: skip
-    assert int.from_bytes(frame(2, 3, 8, full)[:4], "little") == crc32(frame(2, 3, 8, full)[4:64], 8)
+    assert int.from_bytes(frame(2, 3, 8, full)[:4], "little") == crc32(frame(2, 3, 8, full)[4:73], 8)
 
 
 @pytest.mark.parametrize("position", [0, 8, 2**32, 2**32 + 8, 2**40 + 64])

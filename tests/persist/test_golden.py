@@ -1,7 +1,8 @@
 """Files that were written by each format version, byte for byte as they were, are read to what they mean for ever.
 
 golden/version_N/ has one journal per directory, each file as hexadecimal text:
-    segments  two incarnations, the first with two segments, and names that were added
+    segments  two incarnations, the first with two segments, and names that were added; from version 3 on, with attempts
+              that are counted, and with a dead letter that is removed
     torn      the last frame is cut short
     outage    level "power": the power failed, and of three frames that were not synced the second was not on the disk
 """
@@ -62,14 +63,26 @@ FOUR: dict[str, Any] = {
     "sends": [SentRun(("table", "Extra"), 1, 0, {"third": 1}, b"for third")],
     "keys": [("table", b"c", b"3")],
 }
+COUNTED: list[dict[str, Any]] = [
+    TWO | {"attempts": {("left", 4): 1}},
+    THREE | {"attempts": {("left", 5): 2}},
+    FOUR | {"attempts": {("left", 5): 3}, "removed": [("left", 3)]},
+]
 UNSYNCED: dict[str, Any] = {"consumed": {"left": 4}, "states": {"counter": b"two"}}
 
 # (version, journal) -> where each record stands, its segment and epoch, and what it is
 RECORDS: dict[tuple[int, str], list[tuple[int, int, int, int, dict[str, Any]]]] = {
     (1, "segments"): [(96, 176, 1, 5, ONE), (176, 280, 1, 5, TWO), (464, 520, 2, 5, THREE), (720, 776, 3, 6, FOUR)],
     (2, "segments"): [(112, 192, 1, 5, ONE), (192, 296, 1, 5, TWO), (512, 568, 2, 5, THREE), (776, 832, 3, 6, FOUR)],
+    (3, "segments"): [
+        (112, 192, 1, 5, ONE),
+        (192, 304, 1, 5, COUNTED[0]),
+        (520, 584, 2, 5, COUNTED[1]),
+        (800, 864, 3, 6, COUNTED[2]),
+    ],
     (1, "torn"): [(96, 176, 1, 5, ONE)],
     (2, "torn"): [(112, 192, 1, 5, ONE)],
+    (3, "torn"): [(112, 192, 1, 5, ONE)],
     (2, "outage"): [(112, 192, 1, 5, ONE), (192, 296, 1, 5, TWO), (296, 328, 1, 5, UNSYNCED)],
 }
 
@@ -102,6 +115,12 @@ _TORN = Recovered(
     position=176,
     torn=TornTail("", 208, 64, "the frame's body is cut short"),
 )
+_TORN_2 = replace(
+    _TORN,
+    unacked_from={"left": 112, "right": 112},
+    position=192,
+    torn=TornTail("", 224, 64, "the frame's body is cut short"),
+)
 RECOVERED: dict[tuple[int, str], Recovered] = {
     (1, "segments"): _SEGMENTS,
     (2, "segments"): replace(
@@ -110,13 +129,17 @@ RECOVERED: dict[tuple[int, str], Recovered] = {
         routes={1: OLD_ROUTES, 2: ROUTES, 3: ROUTES},
         position=832,
     ),
-    (1, "torn"): _TORN,
-    (2, "torn"): replace(
-        _TORN,
-        unacked_from={"left": 112, "right": 112},
-        position=192,
-        torn=TornTail("", 224, 64, "the frame's body is cut short"),
+    (3, "segments"): replace(
+        _SEGMENTS,
+        unacked_from={"left": 112, "right": 112, "third": 800},
+        attempts={("left", 5): 3},
+        dead=[],
+        routes={1: OLD_ROUTES, 2: ROUTES, 3: ROUTES},
+        position=864,
     ),
+    (1, "torn"): _TORN,
+    (2, "torn"): _TORN_2,
+    (3, "torn"): _TORN_2,
     (2, "outage"): Recovered(
         epoch=5,
         level="power",

@@ -19,7 +19,7 @@ import pytest
 from persist import DamagedJournal, DeadLetter, NewerFormat, NotAJournal, Recovered, Send, Transaction, read
 from persist.files import Directory, File
 from persist.format import SEGMENT_HEADER, TRANSACTION, encode_frame, encode_segment_header
-from persist.history import Record, SentRun, beginning, replay, tail
+from persist.history import Record, SentRun, apply, beginning, replay, tail
 from persist.history_errors import CannotRepair, DiscardNeeded, NoSuchPosition, PositionGone
 
 from .building import after, filled, in_segments, open_journal, path_of, series, transaction
@@ -605,6 +605,30 @@ def tear(directory: Path, chance: random.Random) -> None:
     with path_of(directory, last).open("r+b") as file:
         file.seek(found.position - decode_first(directory, last) + SEGMENT_HEADER)
         file.write(buffer[: chance.randrange(1, len(buffer) - 8)])
+
+
+def test_a_history_applied_from_its_beginning_has_the_letters_and_the_attempts_that_recovery_has(
+    tmp_path: Path,
+) -> None:
+    def letter(seq: int) -> DeadLetter:
+        return DeadLetter(0, seq, 0, "counter", "Tick", "why", "", 3, 7, b"poison")
+
+    journal, _ = open_journal(tmp_path)
+    for made in (
+        Transaction(attempts=[(0, 1, 1), (1, 5, 1)]),
+        Transaction([(0, 1)], dead=[letter(1)]),
+        Transaction([(0, 3)], dead=[letter(2), letter(3)], attempts=[(1, 5, 2), (0, 4, 1)]),
+        Transaction(removed=[(0, 1), (0, 3)]),
+    ):
+        journal.append(made)
+    journal.close()
+    state = beginning(tmp_path)
+    for record in replay(tmp_path):
+        apply(state, record)
+    found = read(tmp_path)
+    assert state.dead == found.dead
+    assert [one.seq for one in found.dead] == [2]
+    assert state.attempts == found.attempts == {("right", 5): 2, ("left", 4): 1}
 
 
 # ------------------------------------------------------------------------------------------------------- errors

@@ -202,13 +202,32 @@ class RecoveryMachine(RuleBasedStateMachine):
             self.acked[peer] = min(self.acked.get(peer, 0) + more[peer], last)
         self.journal.trim({index: self.acked.get(name, 0) for index, name in enumerate(self.names[0])})
 
-    @rule(forget_dead_letters=st.booleans())
-    def rotate(self, forget_dead_letters: bool) -> None:
+    @rule(some=st.integers(0, 7))
+    def remove_dead_letter(self, some: int) -> None:
+        """And all others of the same id, which the runtime gives to one only."""
+        assert self.journal is not None
+        if not self.dead:
+            return
+        gone, row = self.dead[some % len(self.dead)], self.dead_rows[some % len(self.dead)]
+        self.journal.append(Transaction(removed=[(row.peer, row.seq)]))
+        self.dead = [one for one in self.dead if (one.peer, one.seq) != (gone.peer, gone.seq)]
+        self.dead_rows = [one for one in self.dead_rows if (one.peer, one.seq) != (row.peer, row.seq)]
+
+    @rule(some=st.integers(0, 7), ahead=st.integers(1, 3), count=st.integers(1, 5))
+    def count_attempts(self, some: int, ahead: int, count: int) -> None:
+        """Of a message that is still to be consumed."""
+        assert self.journal is not None
+        peer = some % len(self.names[0])
+        name = self.names[0][peer]
+        seq = self.watermarks.get(name, 0) + ahead
+        self.journal.append(Transaction(attempts=[(peer, seq, count)]))
+        self.attempts[name, seq] = count
+
+    @rule()
+    def rotate(self) -> None:
         """With what a worker knows: its own names and the rows of its dead letters."""
         assert self.journal is not None
         peers, handlers, routes = self.names
-        if forget_dead_letters:
-            self.dead, self.dead_rows = [], []
         peer = {name: index for index, name in enumerate(peers)}
         handler = {name: index for index, name in enumerate(handlers)}
         made = Snapshot(

@@ -15,6 +15,7 @@ import pytest
 
 from persist import (
     DamagedJournal,
+    DeadLetter,
     DirectoryLock,
     Inbound,
     JournalLocked,
@@ -479,6 +480,25 @@ def test_a_removed_key_and_another_handler_survive_the_bridge(journal: Path) -> 
     assert_sound(journal)
     assert meaning(read(journal)) == state
     assert [send.body for send in outbox(journal, "right")[1]] == [b"pending"]
+
+
+def test_a_dead_letter_that_was_removed_behind_the_damage_stays_removed(journal: Path) -> None:
+    def letter(seq: int) -> DeadLetter:
+        return DeadLetter(0, seq, 0, "counter", "Tick", "why", "", 3, 7, b"poison")
+
+    opened, _ = open_journal(journal)
+    opened.append(Transaction(dead=[letter(1), letter(2)]))
+    opened.append(Transaction(sends=[Send(0, 1, 0, [(1, 1)], b"pending")]))
+    opened.append(Transaction(removed=[(0, 1)]))
+    opened.append(Transaction(consumed=[(0, 4)]))
+    opened.close()
+    opened, _ = open_journal(journal)
+    opened.close()
+    offsets = [offset for path, offset, *_ in frames(journal) if path == path_of(journal, 1)]
+    flip(path_of(journal, 1), offsets[3] + 20)
+    assert repair(journal).action == "forward"
+    assert_sound(journal)
+    assert [one.seq for one in read(journal).dead] == [2]
 
 
 def test_what_stands_behind_the_damage_is_found_also_if_it_was_never_synced(journal: Path) -> None:

@@ -37,7 +37,7 @@ WAYS = {
         ("segment-made", "snapshot-written", "segment-renamed", "spare-prepared"), Way(WORKER, "worker", 12)
     ),
     **dict.fromkeys(("reply-packed", "ring-record-copied"), Way(most=12)),
-    **dict.fromkeys(("rollback-begun", "rollback-made-anew", "careful-message"), Way(WORKER, "raise", 3)),
+    **dict.fromkeys(("rollback-begun", "handlers-made", "careful-message"), Way(WORKER, "raise", 3)),
     **dict.fromkeys(("own-taken", "own-acknowledged"), Way(WORKER, "carry", 3)),
     **dict.fromkeys(("dead-letter-made", "dead-letter-buried"), Way(WORKER, "poison", 2)),
     "backlog-spilled": Way(WORKER, "pile", 6),

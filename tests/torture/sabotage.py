@@ -103,12 +103,12 @@ def _no_dedupe(folder: Path) -> None:
 
 
 def _state_outside(folder: Path) -> None:
-    prepare = Dispatcher._prepare
+    prepare = Dispatcher.prepare
 
     def prepared(self: Dispatcher) -> Any:
         return prepare(self)._replace(states=[])
 
-    Dispatcher._prepare = prepared  # type: ignore[method-assign]
+    Dispatcher.prepare = prepared  # type: ignore[method-assign]
 
 
 def _wrong_watermark(folder: Path) -> None:

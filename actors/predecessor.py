@@ -1,0 +1,65 @@
+"""What a start does about the run before it, with the run directory locked: nobody else can be at work there.
+
+In this order: the segments of one that was killed go, the state of handlers that moved is carried to their new
+journals, and the new identity is written. A crash in between only repeats it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+import msgspec
+
+from actors.exits import ExitStatus
+from actors.identity import EdgeIdentity, Identity, new_identity, stale_prefix
+from actors.plan import Plan
+from actors.resume import Names
+from actors.rundir import RunDirectory
+from actors.takeover import Move, carry, moves
+from actors.wiring import board_name, ring_name
+from bus.segment import remove_stale
+from persist import Journal, Recovered, Snapshot, read
+
+
+def take_over(directory: RunDirectory, plan: Plan) -> tuple[Identity, str]:
+    """The identity of this run, which is on record then, and its session: that goes on until it has ended cleanly."""
+    old, ending = directory.read_identity(), directory.read_exit()
+    if old is not None:
+        remove_stale(stale_prefix(old))
+        # failpoint: stale-removed
+    _adopt(directory, plan, old)
+    session = secrets.token_hex(4)
+    if old is not None and old.session and (ending is None or ending.status != ExitStatus.OK):
+        session = old.session
+    identity = new_identity(plan.name)
+    identity = msgspec.structs.replace(
+        identity,
+        session=session,
+        level=plan.level,
+        started_ns=time.time_ns(),
+        board=board_name(identity.run_id),
+        workers=tuple(worker.name for worker in plan.workers),
+        handlers={worker.name: tuple(one.name for one in worker.handlers) for worker in plan.workers},
+        groups=plan.paths,
+        peers=plan.peers,
+        edges=tuple(EdgeIdentity(e.source, e.target, ring_name(identity.run_id, e)) for e in plan.edges),
+    )
+    # Before the first segment exists: whoever comes after a crash finds its name.
+    directory.write_identity(identity)
+    # failpoint: identity-written
+    return identity, session
+
+
+def _adopt(directory: RunDirectory, plan: Plan, old: Identity | None) -> None:
+    """Carries the state of handlers that moved. Before the new identity is written: a crash only repeats it."""
+    found = {name: read(directory.journal(name)) for name in directory.journals()}
+    for move in moves(plan, found, old.handlers if old is not None else {}):
+
+        def first(recovered: Recovered | None, epoch: int, move: Move = move) -> Snapshot:
+            target = recovered if recovered is not None else Recovered()
+            carry(move, found[move.source], target)
+            return Names(plan, move.target).first(target, None)
+
+        journal = directory.journal(move.target)
+        Journal.open(journal, epoch=0, level=plan.level, make_snapshot=first)[0].close()
