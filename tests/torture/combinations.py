@@ -38,6 +38,8 @@ WAYS = {
     ),
     **dict.fromkeys(("reply-packed", "ring-record-copied"), Way(most=12)),
     **dict.fromkeys(("rollback-begun", "handlers-made", "careful-message"), Way(WORKER, "raise", 3)),
+    "attempt-counted": Way(WORKER, "poison", 12),
+    "handlers-made": Way(WORKER, "worker", 4),
     **dict.fromkeys(("own-taken", "own-acknowledged"), Way(WORKER, "carry", 3)),
     **dict.fromkeys(("dead-letter-made", "dead-letter-buried"), Way(WORKER, "poison", 2)),
     "backlog-spilled": Way(WORKER, "pile", 6),

@@ -90,7 +90,9 @@ class Tally(Recorder):
         self.take(count.stream, count.n)
 
 
-class Sink(plain.Sink):
+class Sink(plain.Sink, retry_first=0.001, retry_max=0.004):
+    """What fails waits, so its attempts are counted durably one by one."""
+
     @handle
     def on_poison(self, poison: Poison) -> None:
         raise ValueError("poison")
