@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test lint types check bench sanitize clean
+.PHONY: run test lint types check bench torture sanitize clean
 
 run: $(STAMP)-examples
 	$(BIN)/python examples/flights.py
@@ -21,6 +21,14 @@ types: $(STAMP)-test
 
 bench: $(STAMP)-test $(STAMP)-bench
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# Kills at random, and all failpoints. The seed is printed; with it, the same again.
+KILLS        ?= 1000
+SYSTEM_KILLS ?= 100
+SEED         ?= $(shell echo $$$$)
+torture: $(STAMP)-test
+	$(BIN)/python -m tests.torture --kills $(KILLS) --system-kills $(SYSTEM_KILLS) --seed $(SEED)
+	$(BIN)/python -m tests.torture.failpoints --seed $(SEED)
 
 sanitize: $(STAMP)-test
 	$(BIN)/python -m tests.bus.sanitize

@@ -25,7 +25,7 @@ from tests.torture.hook import ROOT, VARIABLE, WORKER, Switchboard
 from tests.torture.outside import remembered
 from tests.torture.run import identity_of, left_over
 
-PATIENCE = 30.0  # seconds, for all of a group to act, and again for everyone to get on
+PATIENCE = 60.0  # seconds, until the next one of a group acts, and for everyone to get on
 AGAIN = 0.12  # seconds between two provocations
 HUNG = 0.05  # of the stopped workers are left to the supervisor
 CLAIM = 0.3  # seconds from being about to act until it has
@@ -136,6 +136,7 @@ class Run:
                     if one.action == "SIGSTOP":
                         self._end_stopped(pid, one.way.role)
                     waiting.remove(one)
+                    deadline = time.monotonic() + PATIENCE
                     self.verdict.count += 1
                     self.verdict.acted.add(one.point)
             now = time.monotonic()

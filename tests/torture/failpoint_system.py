@@ -22,7 +22,7 @@ from actors.plan import Plan
 from persist import journal
 from tests.torture import topology as plain
 from tests.torture.hook import FailpointError, switchboard
-from tests.torture.oracle import judge, outside_problems
+from tests.torture.oracle import judge, judge_ledgers, outside_problems
 from tests.torture.outside import Sent, remembered
 from tests.torture.topology import Done, Finish, Item, Look, Outside, Part, Recorder, Seen, Token
 
@@ -238,10 +238,11 @@ def settle(system: System, folder: Path, sessions: int) -> tuple[list[str], int]
         while wrong and time.monotonic() < deadline:
             seen = {name: system.ask(name, Look(), timeout=SETTLE, reply=Seen) for name in ALL}
             items = seen["source"].count
-            wrong = judge(seen, folder / "ledgers", sessions) + outside_problems(seen["sink"], *remembered(folder))
+            wrong = judge(seen, sessions) + outside_problems(seen["sink"], *remembered(folder))
             if any(one.wrong for one in seen.values()):
                 break
             threading.Event().wait(0.05)
+        wrong += judge_ledgers(folder / "ledgers")
     except (AskTimeout, SystemClosed) as error:
         wrong.append(f"lost: {type(error).__name__}: {error}")
     return wrong, items

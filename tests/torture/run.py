@@ -21,7 +21,7 @@ from actors.rundir import IDENTITY, RunDirectory
 from bus import Board, Field, Segment
 from tests.actors.waiting import dead_within, until
 from tests.torture.breeder import ORPHANS, Breeder
-from tests.torture.oracle import judge, outside_problems
+from tests.torture.oracle import judge, judge_ledgers, outside_problems
 from tests.torture.outside import Feeder, remembered
 from tests.torture.topology import WORKERS, Finish, Look, Seen, topology
 
@@ -169,12 +169,13 @@ def _settle(system: System, folder: Path, verdict: Verdict, seconds: float) -> N
     try:
         system.send("source", Finish(), timeout=seconds)
         while True:
+            late = time.monotonic() > deadline
             seen = {name: system.ask(name, Look(), timeout=seconds, reply=Seen) for name in WORKERS}
             verdict.items = seen["source"].count
             outside = outside_problems(seen["sink"], *remembered(folder))
-            verdict.wrong = before + judge(seen, folder / "ledgers") + outside + _gaps(system)
-            certain = any(one.wrong for one in seen.values()) or _gaps(system)
-            if verdict.wrong == before or certain or time.monotonic() > deadline:
+            wrong = judge(seen) + outside + _gaps(system)
+            if not wrong or late or any(one.wrong for one in seen.values()) or _gaps(system):
+                verdict.wrong = before + wrong + judge_ledgers(folder / "ledgers")
                 return
             _pause(0.1)
     except AskTimeout as error:

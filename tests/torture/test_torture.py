@@ -13,8 +13,8 @@ from tests.torture.run import torture
 from tests.torture.sabotage import MUTATIONS
 from tests.torture.topology import Seen
 
-WORKER_KILLS = 200
-SYSTEM_KILLS = 20
+WORKER_KILLS = 1000
+SYSTEM_KILLS = 100
 
 
 def check(folder: Path, kills: int, system_kills: int) -> None:
@@ -28,20 +28,20 @@ def check(folder: Path, kills: int, system_kills: int) -> None:
     assert verdict.items > 100
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_random_kills_of_workers_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
     check(tmp_path, WORKER_KILLS, 0)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_kills_of_the_whole_system_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
-    check(tmp_path, 50, SYSTEM_KILLS)
+    check(tmp_path, 0, SYSTEM_KILLS)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_many_random_kills_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
-    check(tmp_path, 5000, 100)
+    check(tmp_path, 10_000, 200)
 
 
 @pytest.mark.timeout(300)

@@ -189,6 +189,7 @@ def topology(directory: Path, mutation: str = "") -> Topology:
         outbox_limit_bytes=1 << 16,
         max_attempts=1000,
         max_restarts=10**9,
+        restart_period=1.0,  # what is remembered of each restart is soon forgotten
         backoff_first=0.001,
         backoff_max=0.01,
         drain_timeout=60.0,
