@@ -156,7 +156,7 @@ class Supervisor(Requests):
         self._take_requests()
         for child in self._children.values():
             self._look_at(child)
-        if not self._up:
+        if not self._up and self.state is not WorkerState.STOPPING:
             self._note_up()
         if self.state is WorkerState.DRAINING:
             self._drain()
@@ -299,7 +299,10 @@ class Supervisor(Requests):
 
     def _note_up(self) -> None:
         """The system is up when everyone was, but for those who may stay away and do."""
-        if all(child.was_up or self._tree.seats[child.name].over for child in self._children.values()):
+        children = self._children.values()
+        if all(child.was_up or self._tree.seats[child.name].over for child in children) and any(
+            child.was_up for child in children
+        ):
             self._up = True
             if self.state is WorkerState.STARTING:
                 self._enter(WorkerState.RUNNING)
