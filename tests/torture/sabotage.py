@@ -121,7 +121,7 @@ def _wrong_watermark(folder: Path) -> None:
                     link.inbound = Inbound(link.inbound.watermark + 1)
         return take(self, *arguments)
 
-    Endpoint.take = taken  # type: ignore[method-assign]
+    Endpoint.take = taken  # type: ignore[assignment, method-assign]
 
 
 MUTATIONS = {

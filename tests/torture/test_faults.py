@@ -104,7 +104,7 @@ def signalled(folder: Path, count: int, seed: int) -> dict[str, int]:
 
 @pytest.mark.timeout(300)
 def test_signals_at_random_times_end_a_system_in_order_and_lose_nothing(tmp_path: Path) -> None:
-    ends = signalled(tmp_path, 16, random.randrange(10**6))
+    ends = signalled(tmp_path, 12, random.randrange(10**6))
     assert set(ends) <= {"OK", "NOT_DRAINED", "before it listened"}, ends
 
 
