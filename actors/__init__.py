@@ -31,6 +31,7 @@ from actors.system_errors import (
     SystemClosed,
     TopologyChanged,
     UnknownHandler,
+    UnknownWorker,
 )
 from actors.table import Table
 from actors.topology import Topology
@@ -63,6 +64,7 @@ __all__ = [
     "TopologyChanged",
     "TopologyError",
     "UnknownHandler",
+    "UnknownWorker",
     "UnroutedMessage",
     "handle",
 ]

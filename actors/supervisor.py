@@ -156,6 +156,8 @@ class Supervisor(Requests):
         self._take_requests()
         for child in self._children.values():
             self._look_at(child)
+        if not self._up and self.state is not WorkerState.STOPPING:
+            self._note_up()
         if self.state is WorkerState.DRAINING:
             self._drain()
         elif self.state in _WORKING and all(seat.over for seat in self._tree.seats.values()):
@@ -268,12 +270,6 @@ class Supervisor(Requests):
         if child.comes_up():
             self._tree.up(child.name, self._now())
             self._publish(events.WorkerReady(child.name, process.pid, child.block.get(Field.EPOCH)))
-            if not self._up and all(other.was_up for other in self._children.values()):
-                self._up = True
-                if self.state is WorkerState.STARTING:
-                    self._enter(WorkerState.RUNNING)
-                self._publish(events.SystemReady(self.name))
-                self._settled.set()
         code = process.poll()
         if code is None:
             self._look_for_hang(child, process)
@@ -300,6 +296,18 @@ class Supervisor(Requests):
             reason = f"hung: {hung.reason}"
             self._publish(events.WorkerKilled(child.name, process.pid, reason))
             child.kill(reason, self._now(), innocent=not hung.blames)
+
+    def _note_up(self) -> None:
+        """The system is up when everyone was, but for those who may stay away and do."""
+        children = self._children.values()
+        if all(child.was_up or self._tree.seats[child.name].over for child in children) and any(
+            child.was_up for child in children
+        ):
+            self._up = True
+            if self.state is WorkerState.STARTING:
+                self._enter(WorkerState.RUNNING)
+            self._publish(events.SystemReady(self.name))
+            self._settled.set()
 
     def _died(self, child: Child, death: Death, pid: int | None = None) -> None:
         epoch = child.block.get(Field.EPOCH)

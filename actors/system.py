@@ -44,7 +44,7 @@ from actors.supervisor import FIRST_LOOK, LONGEST_LOOK, Supervisor
 from actors.system_errors import BadReply, StartFailed, SystemClosed
 from actors.wiring import Wires, attach_board, attach_ring, connect, create_segments
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
-from bus import Block, Cell, Field, Segment, Text, WorkerState
+from bus import Block, Cell, Field, Pause, Segment, Text, WorkerState
 
 if TYPE_CHECKING:
     from actors.letter_commands import Action
@@ -198,20 +198,21 @@ class System:
     def pause(self, worker: str, timeout: float = 60.0) -> None:
         """Returns when this worker handles nothing any more; messages to it wait, for `resume`. Raises as `restart`."""
         self._supervisor.request_pause(worker)
-        self._await(lambda: self._is_paused(worker), f"worker {worker!r} has not paused", timeout)
+        self._await(lambda: self._paused(worker) is not Pause.RUN, f"worker {worker!r} has not paused", timeout)
 
     def drain(self, worker: str, timeout: float = 60.0) -> None:
         """The same, once it has handled what was sent to it until now; its sources are not called any more."""
         self._supervisor.request_drain_worker(worker)
-        self._await(lambda: self._is_paused(worker), f"worker {worker!r} has not drained", timeout)
+        self._await(lambda: self._paused(worker) is Pause.DRAIN, f"worker {worker!r} has not drained", timeout)
 
     def resume(self, worker: str, timeout: float = 60.0) -> None:
         """Returns when this worker handles messages again."""
         self._supervisor.request_resume(worker)
-        self._await(lambda: not self._is_paused(worker), f"worker {worker!r} has not resumed", timeout)
+        self._await(lambda: self._paused(worker) is Pause.RUN, f"worker {worker!r} has not resumed", timeout)
 
-    def _is_paused(self, worker: str) -> bool:
-        return bool(self._board.block(worker).get(Field.PAUSED))
+    def _paused(self, worker: str) -> Pause:
+        """What of it has come about."""
+        return Pause(self._board.block(worker).get(Field.PAUSED))
 
     def _await(self, state: Callable[[], bool], what: str, timeout: float) -> None:
         deadline, pause = time.monotonic() + timeout, FIRST_LOOK

@@ -23,6 +23,8 @@ EVERY = [
     events.WorkerRestarting("stats", 0.25, 2),
     events.WorkerGaveUp("stats", "more than 5 restarts within 10 s"),
     events.WorkerKilled("stats", 8, "it did not stop in time"),
+    events.WorkerLeaving("stats", "worker 'ingest' died"),
+    events.GroupGaveUp("pipeline", ("ingest", "stats"), "more than 3 restarts within 10 s"),
     events.SystemDraining("trades", "requested"),
     events.SystemDrained("trades"),
     events.SystemStopping("trades", "everything was handled"),

@@ -171,6 +171,16 @@ def test_workers_are_started_in_order_and_the_system_is_up_when_all_are() -> Non
     assert rig.seen(events.SystemReady) == [events.SystemReady("trades")]
 
 
+def test_the_system_is_up_without_those_who_may_stay_away() -> None:
+    rig = Rig(ChildSpec("a", Restart.TEMPORARY), ChildSpec("b"))
+    rig.turn()
+    rig.die("a", -signal.SIGSEGV)
+    assert not rig.supervisor.wait_ready(0)
+    rig.up("b")
+    assert rig.state() is WorkerState.RUNNING
+    assert rig.supervisor.wait_ready(0)
+
+
 def test_dead_worker_alone_is_started_again_at_once() -> None:
     rig = running()
     rig.die("a")

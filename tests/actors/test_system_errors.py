@@ -23,6 +23,7 @@ ERRORS: list[RingleaderError] = [
     system_errors.CommandTimeout("report", 2.5),
     system_errors.UnknownHandler("reprot", "Trade", (), ("report",)),
     system_errors.UnknownHandler("report", "Trade", ("Question",), ("report",)),
+    system_errors.UnknownWorker("statz", ("ingest", "report")),
     system_errors.TopologyChanged("workers are gone", {"a -> b": 3}),
 ]
 
