@@ -138,8 +138,16 @@ class Gateway:
                     raise SendTimeout(*place, timeout or 0.0, outbound.backlog_bytes)
                 self._room.wait(ROOM_WAIT if left is None else min(left, ROOM_WAIT))
                 self._check_open()
-            # failpoint: gateway-before-commit
-            self._endpoint.commit([EncodedRun(route, 1, flags, (peer,), body)])
+            try:
+                # failpoint: gateway-before-commit
+                self._endpoint.commit([EncodedRun(route, 1, flags, (peer,), body)])
+            except JournalFull:
+                raise
+            except BaseException as failure:
+                # A Ctrl-C, say, in the middle of it: what is in the journal and what is known here may differ from now
+                # on, so nothing more is taken. The next start goes by the journal.
+                self._failure = failure
+                raise
             # failpoint: gateway-committed
             key, future = (peer, outbound.assigned), Future[Any]()
             if flags & (FLAG_ASK | FLAG_COMMAND):

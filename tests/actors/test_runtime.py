@@ -159,6 +159,28 @@ def test_a_killed_worker_loses_doubles_and_reorders_nothing(directory: Path, wor
         assert system.ask("collector", Get(), reply=Seen).items == tuple(n**2 for n in range(300))
 
 
+def test_a_send_that_is_interrupted_in_its_commit_closes_the_gateway_and_is_not_lost(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Ctrl-C: what the journal has and what the process knows may differ then, and the journal is right."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with squares(directory).start() as system:
+        system.send("squarer", Number(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(system._gateway._endpoint, "_enter_outbox", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                system.send("squarer", Number(2))
+        with pytest.raises(SystemClosed):
+            system.send("squarer", Number(3))
+    with squares(directory).start() as system:
+        system.send("squarer", Number(4))
+        until(lambda: len(system.ask("collector", Get(), reply=Seen).items) >= 3)
+        assert system.ask("collector", Get(), reply=Seen).items == (1, 4, 16)
+
+
 def test_after_the_end_nothing_is_taken(directory: Path) -> None:
     with squares(directory).start() as system:
         system.stop()
