@@ -48,6 +48,7 @@ class Child:
     kill_reason: str = ""
     killed_at: float = math.inf
     late: bool = False  # killed because it did not come up in time
+    recounted: bool = False  # what its cells say of its messages was brought up to its journal since it died
     innocent: bool = False  # killed for what the message in progress did not do
     watch: Watch | None = None  # of this incarnation
     facts: Facts | None = None  # of the last death
@@ -74,7 +75,7 @@ class Child:
     def launched_by(self, launch: Launch) -> Process:
         """Start the next incarnation. It is told of the suspect until it, or one after it, has an epoch of its own."""
         self.kill_reason, self.killed_at = "", math.inf
-        self.late = self.innocent = self.ready = False
+        self.late = self.innocent = self.ready = self.recounted = False
         self.facts = None
         self.epoch_before = self.block.get(Field.EPOCH)
         self.block.set(Field.GATE, 0)

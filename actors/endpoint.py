@@ -390,6 +390,16 @@ class Endpoint:
         )
 
     @property
+    def taken_by_others(self) -> bool:
+        """Everything that was sent to other workers was consumed."""
+        return all(link.outbound.acked == link.outbound.assigned for link in self._sending)
+
+    @property
+    def all_taken(self) -> bool:
+        """And everything that was carried over, too."""
+        return self.taken_by_others and self.me.inbound.watermark == self.me.outbound.assigned
+
+    @property
     def over_limit(self) -> bool:
         return self._over
 

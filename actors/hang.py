@@ -35,7 +35,7 @@ _LETTERS = {
     "D": "it waits for a device, which nothing can interrupt",
 }
 _BEATS = frozenset({WorkerState.RUNNING, WorkerState.DRAINING})
-_LIMITED = _BEATS | {WorkerState.STARTING}
+_LIMITED = _BEATS | {WorkerState.STARTING, WorkerState.STOPPING}
 
 
 class Kind(Enum):

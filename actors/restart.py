@@ -216,6 +216,8 @@ def hopeless(death: Death) -> GiveUp | None:
     if death.code == WorkerExit.START_FAILED and not death.was_up:
         # As in OTP: a child that cannot start when the system starts is an error of that start, not a death.
         return GiveUp(death.reason, ExitStatus.GAVE_UP)
-    if death.late and not death.was_up:
+    if not death.was_up and (death.late or death.ending is Ending.NORMAL):
+        return GiveUp(f"it was never up: {death.reason}", ExitStatus.GAVE_UP)
+    if not death.was_up and death.code is None and death.signal is None:
         return GiveUp(death.reason, ExitStatus.GAVE_UP)
     return None

@@ -120,6 +120,7 @@ class Leaving:
     limit: float
     deadline: float | None = None  # None: not told yet
     killed: bool = False
+    own: bool = False  # nobody has told it: it ends by itself
 
 
 @dataclass(slots=True)
@@ -249,6 +250,18 @@ class Supervision:
     def up(self, name: str, now: float) -> None:
         self._enter(self.seats[name], Phase.UP, now)
 
+    def ends_itself(self, name: str, now: float) -> None:
+        """It is in its last moments without having been told to end: it has the time that its child spec gives it."""
+        seat = self.seats[name]
+        if seat.leaving is None and not self.stopping:
+            seat.leaving = Leaving(frozenset(), seat.spec.shutdown, now + (seat.spec.shutdown or math.inf), own=True)
+
+    def goes_on(self, name: str) -> None:
+        """They were not its last moments."""
+        leaving = self.seats[name].leaving
+        if leaving is not None and leaving.own:
+            self.seats[name].leaving = None
+
     def died(self, death: Death, now: float, random: float) -> list[Outcome]:
         """A process is proven dead, or could not be launched. What follows, the innermost group first."""
         seat = self.seats[death.name]
@@ -259,7 +272,7 @@ class Supervision:
             return []
         if (lost := hopeless(death)) is not None:
             return [SystemGaveUp(lost.reason, lost.status)]
-        if leaving is not None:
+        if leaving is not None and not leaving.own:
             return [] if seat.wanted else [Ended(death.name)]
         return self._decide(seat.spec, seat.group, death, now, random)
 
@@ -323,7 +336,7 @@ class Supervision:
         living = [name for name in names if self.seats[name].phase is not Phase.DOWN]
         for number, name in enumerate(living):
             seat = self.seats[name]
-            if seat.leaving is None:
+            if seat.leaving is None or seat.leaving.own:
                 seat.leaving = Leaving(frozenset(living[number + 1 :]), min(limit, seat.spec.shutdown))
         for name in names:
             self.seats[name].wanted = False
@@ -331,7 +344,8 @@ class Supervision:
 
     def restart(self, name: str, now: float) -> None:
         """Have this one started anew, or again if it had ended or was given up."""
-        self._order([name], now)
+        seat = self.seats[name]
+        self._order([name], now, frozenset(one for one in seat.clear if self.seats[one].leaving is not None))
 
     def stop(self) -> None:
         """Have all of them end, in the reverse order."""

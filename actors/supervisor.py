@@ -37,7 +37,7 @@ from actors.exits import ExitStatus, WorkerExit
 from actors.orphans import Reaper
 from actors.plan import Group
 from actors.requests import Request, Requests
-from actors.restart import ChildSpec, Death, Policy
+from actors.restart import ChildSpec, Death, Ending, Policy
 from actors.supervision import (
     Action,
     Ended,
@@ -83,6 +83,8 @@ class Supervisor(Requests):
         limits: Mapping[str, hang.Limits] | None = None,
         memory_bytes: Mapping[str, int | None] | None = None,
         beat: Callable[[], None] | None = None,
+        recount: Callable[[str], None] | None = None,
+        volatile: bool = False,
         drain_timeout: float = 30.0,
         stop_now_timeout: float = 1.0,
         letter: Callable[[int], str] = process_state,
@@ -97,6 +99,7 @@ class Supervisor(Requests):
         self._tree = Supervision(specs, groups or one_group(specs, policy), policy)
         self._board, self._launch, self._quiet, self._observer, self._beat = board, launch, quiet, observer, beat
         self._drain_timeout, self._stop_now_timeout = drain_timeout, stop_now_timeout
+        self._recount, self._volatile = recount, volatile
         self._letter, self._clock, self._random = letter, clock, random
         self._limits = limits or {spec.name: hang.Limits(spec.hung_after) for spec in specs}
         self._memory_bytes, self._memory, self._reaper = memory_bytes or {}, MemoryEvidence(), Reaper()
@@ -272,6 +275,7 @@ class Supervisor(Requests):
             self._publish(events.WorkerReady(child.name, process.pid, child.block.get(Field.EPOCH)))
         code = process.poll()
         if code is None:
+            self._look_for_end(child)
             self._look_for_hang(child, process)
         else:
             # failpoint: death-seen
@@ -284,9 +288,16 @@ class Supervisor(Requests):
             process.close()
             child.process = None
             leaving = self._tree.seats[child.name].leaving
-            asked = leaving is not None and leaving.deadline is not None
+            asked = leaving is not None and leaving.deadline is not None and not leaving.own
             limit = self._memory_bytes.get(child.name)
             self._died(child, child.death(code, asked, words, memory, limit), process.pid)
+
+    def _look_for_end(self, child: Child) -> None:
+        """One that ends by itself has as long for it as one that is told to."""
+        if child.block.get(Field.STATE) == WorkerState.STOPPING:
+            self._tree.ends_itself(child.name, self._now())
+        else:
+            self._tree.goes_on(child.name)
 
     def _look_for_hang(self, child: Child, process: Process) -> None:
         if child.watch is None or child.kill_reason or self.state is WorkerState.STOPPING:
@@ -310,15 +321,13 @@ class Supervisor(Requests):
             self._settled.set()
 
     def _died(self, child: Child, death: Death, pid: int | None = None) -> None:
-        epoch = child.block.get(Field.EPOCH)
+        epoch, unpublished = child.block.get(Field.EPOCH), child.block.get(Field.OUTBOX_BYTES)
         blamed = child.bury(death)
         # failpoint: death-buried
         stopping = self._tree.stopping
         clean = death.code == WorkerExit.STOPPED and not blamed
         brutal = death.requested and child.spec.shutdown == 0
         if clean or brutal:
-            if not death.requested:
-                child.write_death(death, self._clock())
             child.clear_words()
             self._publish(events.WorkerEnded(child.name, pid, death.reason))
             child.supervised_as(WorkerState.STOPPED)
@@ -327,11 +336,15 @@ class Supervisor(Requests):
             self._publish(events.WorkerDied(child.name, pid, epoch, death.reason, blamed))
             if stopping:
                 self._conclude(ExitStatus.FAILED, f"worker {child.name!r} did not stop cleanly: {death.reason}")
+        if self._volatile and unpublished and not stopping:
+            what = f"worker {child.name!r} took {unpublished} bytes of messages along, which had found no room yet"
+            self._publish(events.Alarm(child.name, what))
+            self._conclude(ExitStatus.FAILED, what)
         for outcome in self._tree.died(death, self._now(), self._random()):
             # failpoint: restart-decided
-            self._note(child, outcome)
+            self._note(child, death, outcome)
 
-    def _note(self, dead: Child, outcome: Outcome) -> None:
+    def _note(self, dead: Child, death: Death, outcome: Outcome) -> None:
         """What the death of this worker leads to."""
         match outcome:
             case Restarting(names, delay, stopped):
@@ -346,6 +359,8 @@ class Supervisor(Requests):
                         child.supervised_as(WorkerState.GAVE_UP if seat.gave_up else WorkerState.STOPPED)
                 if name not in self._children:
                     self._conclude(ExitStatus.GAVE_UP, f"group {name!r} was given up, the others went on to their end")
+                elif death.ending in {Ending.EXCEPTION, Ending.SIGNAL}:
+                    self._conclude(ExitStatus.GAVE_UP, f"worker {name!r} died and is temporary: {death.reason}")
             case GroupGaveUp(group, workers, reason):
                 self._publish(events.GroupGaveUp(group, workers, reason))
             case SystemGaveUp(reason, status):
@@ -372,13 +387,15 @@ class Supervisor(Requests):
                 child.tell(Control.DRAIN)
 
     def _drain(self) -> None:
-        """Ends with two looks in a row at which every worker has acknowledged and nothing is under way."""
+        """Ends with two looks in a row at which every worker that lives has acknowledged and nothing is under way: one
+        that is down is not waited for, unless something is pending for it."""
         over = [seat.over for seat in self._tree.seats.values()]
-        late = [
-            child.name
-            for child in self._children.values()
-            if not self._tree.seats[child.name].over and not child.drains
-        ]
+        for child in self._children.values():
+            if child.process is None and not child.recounted:
+                child.recounted = True
+                if self._recount is not None:
+                    self._recount(child.name)
+        late = [child.name for child in self._living() if not child.drains]
         self._quiet_looks = self._quiet_looks + 1 if not late and self._quiet() else 0
         if self._quiet_looks >= 2:
             self._publish(events.SystemDrained(self.name))

@@ -45,6 +45,7 @@ from actors.system_errors import BadReply, StartFailed, SystemClosed
 from actors.wiring import Wires, attach_board, attach_ring, connect, create_segments
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
 from bus import Block, Cell, Field, Pause, Segment, Text, WorkerState
+from persist import PersistError, read
 
 if TYPE_CHECKING:
     from actors.letter_commands import Action
@@ -300,6 +301,8 @@ class System:
             drain_timeout=limits.drain_timeout,
             observer=observer,
             beat=beat,
+            recount=self._recount,
+            volatile=self.plan.level == "memory",
         )
 
     def _make_control(self) -> ControlServer:
@@ -393,8 +396,27 @@ class System:
             )
         )
 
+    def _recount(self, worker: str) -> None:
+        """Bring the cells of a dead worker up to its journal: it may have died between an append and telling of it."""
+        if self.plan.level == "memory":
+            return
+        try:
+            left = read(self._directory.journal(worker))
+        except (PersistError, OSError):
+            return  # its next start will tell
+        for edge, ring in zip(self.plan.edges, self._views, strict=True):
+            if edge.source == worker:
+                ring.set(Cell.COMMITTED, max(ring.get(Cell.COMMITTED), left.assigned.get(edge.target, 0)))
+            if edge.target == worker:
+                ring.set(Cell.ACK, max(ring.get(Cell.ACK), left.watermarks.get(edge.source, 0)))
+        block = self._board.block(worker)
+        block.set(Field.CARRIED, max(block.get(Field.CARRIED), left.assigned.get(worker, 0)))
+        block.set(Field.CARRIED_ACK, max(block.get(Field.CARRIED_ACK), left.watermarks.get(worker, 0)))
+
     def _pending(self) -> dict[str, int]:
-        """What was committed and not consumed, by edge; nothing of it is lost."""
+        """What was committed and not consumed, by edge; nothing of it is lost. Everyone has ended."""
+        for worker in self.plan.workers:
+            self._recount(worker.name)
         counts = {
             f"{edge.source} -> {edge.target}": ring.get(Cell.COMMITTED) - ring.get(Cell.ACK)
             for edge, ring in zip(self.plan.edges, self._views, strict=True)

@@ -126,6 +126,7 @@ class Worker:
         self._endpoint = make_endpoint(boot.plan, boot.worker, block)
         connect(self._endpoint, boot.plan, boot.worker, boot.run_id, board, wires)
         self._everyone = frozenset(self._endpoint.links)
+        self._others = self._everyone - {self._endpoint.me}
         self._dispatcher, self._house, self._again = self._recover()
 
     def _recover(self) -> tuple[Dispatcher, Housekeeping, bool]:
@@ -176,6 +177,7 @@ class Worker:
         pausing = Pausing(endpoint)
         seen = Control.RUN
         arrivals: Sequence[Arrival] = ()
+        ending = False  # a handler has asked for the end of this worker: it only sees to what it has sent
         while True:
             if cells[control] != seen:
                 seen = Control(cells[control])
@@ -186,13 +188,20 @@ class Worker:
                     block.set(Field.CONTROL_SEEN, seen)
             if seen is Control.LEAVE and endpoint.can_leave:
                 return  # another incarnation goes on, as after a kill, so this is no end for the handlers
+            if dispatcher.leaving and not ending:
+                ending, arrivals = True, [arrival for arrival in arrivals if arrival.link is endpoint.me]
             now = time.monotonic_ns()
             cells[Field.HEARTBEAT_NS] = now
             worked = endpoint.progress()
             blocked: Collection[Link] = dispatcher.blocked
             paused = pausing.look() or seen is Control.LEAVE
+            if ending and not arrivals and endpoint.all_taken:
+                break
             if paused:
                 blocked = self._everyone
+            elif ending:
+                blocked = {*blocked, *self._others}
+                arrivals = arrivals or endpoint.take(blocked)
             elif not arrivals:
                 arrivals = endpoint.take()
             elif blocked and all(arrival.link in blocked for arrival in arrivals):
@@ -200,15 +209,11 @@ class Worker:
             if arrivals and not paused:
                 count = cells[Field.COMMITS]
                 arrivals = dispatcher.run(arrivals)
-                worked |= not blocked or cells[Field.COMMITS] != count
-                if dispatcher.leaving:
-                    break
+                worked |= not blocked or cells[Field.COMMITS] != count or dispatcher.leaving != ending
             due = float("inf") if paused else min(dispatcher.blocked.values(), default=float("inf"))
-            if seen is Control.RUN and sources and not endpoint.paused and pausing.sources:
+            if seen is Control.RUN and sources and not endpoint.paused and pausing.sources and not ending:
                 due = min(due, sources.call(now / 1e9))
-                worked |= due <= time.monotonic()
-                if dispatcher.leaving:
-                    break
+                worked |= due <= time.monotonic() or dispatcher.leaving
             self._house.keep()
             if not worked:
                 log_worker.tell_dropped()
@@ -219,9 +224,22 @@ class Worker:
                 bell.disarm()
         block.set(Field.STATE, WorkerState.STOPPING)
         dispatcher.stop()
+        if ending:
+            block.set(Field.STATE, WorkerState.RUNNING)
+            self._until_taken()
         self._house.seal()
         block.set(Field.CONTROL_SEEN, Control.STOP)
         block.set(Field.STATE, WorkerState.STOPPED)
+
+    def _until_taken(self) -> None:
+        """Wait for others to have consumed what `on_stop` has sent."""
+        cells, endpoint, bell = self._cells, self._endpoint, self._block.doorbell
+        while not endpoint.taken_by_others and cells[Field.CONTROL] not in {Control.STOP, Control.LEAVE}:
+            cells[Field.HEARTBEAT_NS] = time.monotonic_ns()
+            if not endpoint.progress():
+                bell.arm()
+                bell.wait(PAUSED_WAIT)
+                bell.disarm()
 
     def _let_in(self) -> bool:
         """Wait for the turn of this worker in the order of start. False: it is to end instead."""

@@ -288,8 +288,9 @@ def test_a_worker_may_end_itself_cleanly(tmp_path: Path, restart: str) -> None:
             system.send("a", Number(2))
             until(lambda: look(system, "c").numbers == (1, 2), "it to go on")
         else:
-            until(lambda: pid(system, "wb") == 0, "wb to be gone")
-            assert system.block("wb").get(Field.SUPERVISED_STATE) == WorkerState.STOPPED
+            state = Field.SUPERVISED_STATE
+            until(lambda: system.block("wb").get(state) == WorkerState.STOPPED, "wb to be gone")
+            assert pid(system, "wb") == 0
         assert system.stop() is ExitStatus.OK
     assert lines(tmp_path).count("stop b") == (2 if restart == "permanent" else 1)
 

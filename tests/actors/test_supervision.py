@@ -225,7 +225,7 @@ def test_a_first_start_that_is_late_is_a_failed_start_and_a_later_one_is_a_death
     late = Death("a", None, 9, False, "late", was_up=True, late=True)
     assert one.tree.died(late, 0.0, 0.0) == [Restarting(("a",), 0.0, ())]
     first = Death("a", None, 9, False, "late", was_up=False, late=True)
-    assert one.tree.died(first, 0.0, 0.0) == [SystemGaveUp("late", ExitStatus.GAVE_UP)]
+    assert one.tree.died(first, 0.0, 0.0) == [SystemGaveUp("it was never up: late", ExitStatus.GAVE_UP)]
 
 
 @pytest.mark.parametrize("code", [WorkerExit.JOURNAL_REFUSED, WorkerExit.START_FAILED])
@@ -352,6 +352,26 @@ def test_a_restart_asked_for_in_the_middle_of_another_does_not_get_stuck() -> No
     one.die("c", Ending.NORMAL)
     one.settle()
     assert one.up() == set("abc")
+
+
+def test_a_restart_asked_for_while_siblings_still_end_waits_for_them() -> None:
+    one = world(group("", "a", "b", "c", strategy=Strategy.ONE_FOR_ALL))
+    one.slow.add("c")
+    one.die("a", Ending.SIGNAL)
+    one.settle()
+    one.tree.restart("a", one.now)
+    one.settle()
+    assert one.names(Launch) == []
+    one.die("c", Ending.NORMAL)
+    one.settle()
+    assert one.up() == set("abc")
+
+
+def test_an_end_before_it_was_up_is_a_failed_start() -> None:
+    tree = Supervision([ChildSpec("a", Restart.TRANSIENT)], [group("", "a")], AT_ONCE)
+    tree.next(0.0)
+    (outcome,) = tree.died(ended("a", Ending.NORMAL, was_up=False), 0.0, 0.0)
+    assert outcome == SystemGaveUp("it was never up: normal", ExitStatus.GAVE_UP)
 
 
 def test_stop_in_the_middle_of_a_backoff_starts_nobody() -> None:

@@ -410,13 +410,85 @@ def test_request_to_stop_is_looked_at_before_the_next_launch() -> None:
 
 
 def test_launches_that_keep_failing_give_up() -> None:
-    rig = Rig(ChildSpec("a"), policy=Policy(max_restarts=3, period=600))
+    rig = running("a", policy=Policy(max_restarts=3, period=600))
     rig.launch_fails = RuntimeError("no more processes")
+    rig.die("a")
     for _ in range(10):
         if rig.turn(10) is None:
             break
     assert rig.supervisor.status is ExitStatus.GAVE_UP
     assert len(rig.launches) == 4
+
+
+def test_a_first_launch_that_fails_is_an_error_of_that_start() -> None:
+    rig = Rig(ChildSpec("a"))
+    rig.launch_fails = RuntimeError("no more processes")
+    assert rig.turn() is None or rig.turn() is None
+    assert rig.supervisor.status is ExitStatus.GAVE_UP
+    assert "could not be launched: RuntimeError: no more processes" in rig.supervisor.reason
+    assert len(rig.launches) == 1
+
+
+def test_one_that_ends_by_itself_and_does_not_come_to_its_end_is_killed() -> None:
+    rig = Rig(ChildSpec("a", shutdown=3.0), ChildSpec("b"))
+    rig.turn()
+    rig.up()
+    block = rig.board.block("a")
+    block.set(Field.STATE, WorkerState.STOPPING)
+    rig.turn()
+    rig.turn(2.0)
+    block.set(Field.STATE, WorkerState.RUNNING)  # on_stop is done, and what it has sent waits to be taken
+    rig.turn(2.0)
+    assert rig.killed() == []
+    block.set(Field.STATE, WorkerState.STOPPING)
+    rig.turn()
+    rig.turn(3.1)
+    rig.turn()
+    (died,) = rig.seen(events.WorkerDied)
+    assert "it did not end within 3 s" in died.reason
+    assert len(rig.launches) == 3
+    assert rig.supervisor.status is None
+
+
+def test_a_temporary_worker_that_died_makes_no_clean_end() -> None:
+    rig = Rig(ChildSpec("a", Restart.TEMPORARY), ChildSpec("b"))
+    rig.turn()
+    rig.up()
+    rig.die("a", -signal.SIGSEGV)
+    drain(rig)
+    rig.obey()
+    assert rig.end() is ExitStatus.GAVE_UP
+    assert rig.supervisor.reason == "worker 'a' died and is temporary: killed by SIGSEGV"
+
+
+def test_a_drain_does_not_wait_for_a_worker_that_is_down_but_for_what_is_pending() -> None:
+    recounted: list[str] = []
+    rig = running("a", "b", recount=recounted.append)
+    rig.launch_fails = RuntimeError("not now")
+    rig.die("a")
+    rig.quiet = False
+    rig.supervisor.request_stop()
+    rig.turn()
+    rig.acknowledge("b")
+    for _ in range(5):
+        rig.turn(0.01)
+    assert rig.state() is WorkerState.DRAINING
+    assert "a" in recounted
+    rig.quiet = True
+    for _ in range(3):
+        rig.turn(0.01)
+    assert rig.state() is WorkerState.STOPPING
+
+
+def test_what_a_worker_without_a_journal_takes_along_makes_no_clean_end() -> None:
+    rig = running("a", "b", volatile=True)
+    rig.board.block("a").set(Field.OUTBOX_BYTES, 4096)
+    rig.die("a")
+    rig.up("a")
+    drain(rig)
+    rig.obey()
+    assert rig.end() is ExitStatus.FAILED
+    assert rig.supervisor.reason == "worker 'a' took 4096 bytes of messages along, which had found no room yet"
 
 
 # ------------------------------------------------------------------------------------------------------- child specs
