@@ -145,20 +145,24 @@ class Careful:
             try:
                 prepared = dispatcher.try_one(arrival, seq, raw)
             except Exception as error:  # whatever user code raises
-                reason = f"{type(error).__name__}: {error}"
-                if tolerance.crash:
-                    # The death counts, and nothing here: the message is still in progress.
-                    inlet = self._inlets[arrival.route]
-                    name = dispatcher.handler or inlet.handlers
-                    raise MessageFailed(
-                        name, f"{arrival.link.name}/{seq}", inlet.type_name, count + 1, reason
-                    ) from error
-                self._errors[key] = reason, "".join(traceback.format_exception(error))[-DETAIL_LIMIT:]
-                dispatcher.rollback()
-                self._count(key, count + 1, tolerance)
+                self.failed(key, arrival.route, arrival.link.name, error)
             else:
                 dispatcher.commit(prepared)
                 return True
+
+    def failed(self, key: Key, route: int, peer: str, error: Exception) -> None:
+        """This message has raised: it is rolled back and counted. Raises MessageFailed where that ends the worker."""
+        tolerance = self._tolerances.get(route, self._default)
+        count = self.attempts.get(key, 0) + 1
+        reason = f"{type(error).__name__}: {error}"
+        if tolerance.crash:
+            # The death counts, and nothing here: the message is still in progress.
+            inlet = self._inlets[route]
+            name = self._dispatcher.handler or inlet.handlers
+            raise MessageFailed(name, f"{peer}/{key[1]}", inlet.type_name, count, reason) from error
+        self._errors[key] = reason, "".join(traceback.format_exception(error))[-DETAIL_LIMIT:]
+        self._dispatcher.rollback()
+        self._count(key, count, tolerance)
 
     def _count(self, key: Key, count: int, tolerance: Tolerance) -> None:
         self.attempts[key] = count

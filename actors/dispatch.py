@@ -73,6 +73,7 @@ class Dispatcher:
         self._session = session.encode()
         self._touched: set[Hosted] = set()
         self._began = (0, 0)  # (peer index, seq) of the last message of the run at hand
+        self._route = 0  # of that run
         self._inline = INLINE_LIMIT
         self._budget = INLINE_LIMIT
         self._until = 0
@@ -178,13 +179,20 @@ class Dispatcher:
 
     def batch(self, arrivals: Sequence[Arrival]) -> Sequence[Arrival]:
         """All that there is time and room for, as one transaction; returns what is left."""
+        handled = False
         try:
             left = self._handle_all(arrivals)
+            handled = True
             prepared = self.prepare()
-        except Exception:  # whatever user code raises; the careful way finds out which message it was
-            # Anything up to the last message begun may be the cause.
-            self.attempts[self._began] = 0
-            self.rollback()
+        except Exception as error:  # whatever user code raises
+            context = self._context
+            if not handled and context.peer:
+                # The message at hand has failed, and what came before it in this batch is handled again first.
+                self.careful.failed((self._began[0], context.seq), self._route, context.peer, error)
+            else:
+                # Anything up to the last message begun may be the cause; the careful way finds out what it was.
+                self.attempts[self._began] = 0
+                self.rollback()
             return arrivals
         try:
             self.commit(prepared)
@@ -256,8 +264,11 @@ class Dispatcher:
     def _begin(self, arrival: Arrival, seq: int) -> None:
         """The message in progress, for whoever has to find out what a worker died of."""
         context = self._context
-        context.peer, context.seq, context.flags, context.replied = arrival.link.name, seq, arrival.flags, False
+        local = arrival.link is self._endpoint.me
+        context.peer = "" if local else arrival.link.name
+        context.seq, context.flags, context.replied = seq, arrival.flags, False
         self._began = (arrival.link.index, arrival.first + arrival.length - 1)
+        self._route = arrival.route
         self._cells[Field.BUSY_SEQ] = seq
         self._cells[Field.BUSY_SINCE_NS] = time.monotonic_ns()
         self._cells[Field.BUSY_PEER] = arrival.link.index + 1
@@ -319,7 +330,8 @@ class Dispatcher:
         local, me = self._outgoing.local, self._endpoint.me
         if me.outbound.assigned != me.inbound.seen:
             return
-        handled = 0
+        handled, context = 0, self._context
+        peer, context.peer = context.peer, ""  # they have no number of their own, and the one of their cause is its own
         while local and self._budget > 0:
             self._budget -= 1
             lane, message = local.popleft()
@@ -329,6 +341,7 @@ class Dispatcher:
                 call(message if lane.codec.late else inlet.codec.decode_one(message))
             # failpoint: local-handled
             handled += 1
+        context.peer = peer
         self._handled += handled
 
     # ------------------------------------------------------------------------------------------------ transactions

@@ -51,6 +51,7 @@ class Endpoint:
         self._over = False
         self._paused = False
         self._held = False
+        self._own_until = 0  # level memory: nothing is acknowledged before the own message with this number is consumed
         self._component: list[Block] = []
         self._sending: list[Link] = []  # links with an outbound ring
         self._receiving: list[Link] = []  # links with an inbound ring
@@ -121,11 +122,11 @@ class Endpoint:
         """What waits at the worker, a bounded batch: first its own carried-over messages, then ring by ring. Nothing
         from the links in `but`."""
         arrivals: list[Arrival] = []
-        if self._held:
+        if self._held and self.me.inbound.watermark >= self._own_until:
             return arrivals
         if self.me.outbound.published != self.me.outbound.assigned and self.me not in but:
             arrivals.extend(self._take_own())
-        for link in self._receiving:
+        for link in self._receiving if not self._held else ():
             if (self._paused and not link.inside) or link in but:
                 continue
             assert link.consuming is not None
@@ -225,6 +226,8 @@ class Endpoint:
         # failpoint: outbox-entered
         for link in consumed:
             link.inbound.commit()
+        if self.journal is None and any(link is not self.me for link in consumed):
+            self._own_until = self.me.outbound.assigned
         # failpoint: watermarks-committed
         cells = self.cells
         cells[Field.COMMITS] += 1
@@ -319,12 +322,16 @@ class Endpoint:
         # failpoint: backlog-refilled
 
     def acknowledge(self, consumed: Iterable[Link]) -> bool:
-        """The acknowledgement cells take the durable watermarks. At `memory`, not before all it caused is published.
+        """The acknowledgement cells take the durable watermarks. At `memory`, not before all it caused is published and
+        what of it was carried over is consumed: the cause, which stays in the ring, is all there is to remember it.
 
         False if that is still to come.
         """
         if self.journal is None:
-            self._held = any(
+            me = self.me
+            me.outbound.acknowledge(me.inbound.watermark)
+            self.cells[Field.CARRIED_ACK] = me.inbound.watermark
+            self._held = me.inbound.watermark < self._own_until or any(
                 link.outbound.published != link.outbound.assigned for link in self._sending if not link.inside
             )
             if self._held:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import closing
 
 import msgspec
 
@@ -18,14 +19,20 @@ from actors.resume import Names
 from actors.rundir import RunDirectory
 from actors.takeover import Move, carry, moves
 from actors.wiring import board_name, ring_name
+from bus import Board, Field, LayoutError, Segment, SegmentMissing
 from bus.segment import remove_stale
 from persist import Journal, Recovered, Snapshot, read
 
+Suspects = dict[str, tuple[int, int]]  # worker -> (peer index in the present plan, sequence number)
 
-def take_over(directory: RunDirectory, plan: Plan) -> tuple[Identity, str]:
-    """The identity of this run, which is on record then, and its session: that goes on until it has ended cleanly."""
+
+def take_over(directory: RunDirectory, plan: Plan) -> tuple[Identity, str, Suspects]:
+    """The identity of this run, which is on record then, its session, which goes on until it has ended cleanly, and the
+    messages that were in progress when the run before was killed: one of them may have done it."""
     old, ending = directory.read_identity(), directory.read_exit()
+    suspects: Suspects = {}
     if old is not None:
+        suspects = _in_progress(old, plan)
         remove_stale(stale_prefix(old))
         # failpoint: stale-removed
     _adopt(directory, plan, old)
@@ -48,7 +55,22 @@ def take_over(directory: RunDirectory, plan: Plan) -> tuple[Identity, str]:
     # Before the first segment exists: whoever comes after a crash finds its name.
     directory.write_identity(identity)
     # failpoint: identity-written
-    return identity, session
+    return identity, session, suspects
+
+
+def _in_progress(old: Identity, plan: Plan) -> Suspects:
+    """What the board of a run that was killed says; nothing where there is none any more."""
+    found: Suspects = {}
+    try:
+        with closing(Segment.attach(old.board)) as segment, closing(Board(segment.buf)) as board:
+            for worker in (one.name for one in plan.workers if one.name in board.names):
+                block = board.block(worker)
+                peer, seq = block.get(Field.BUSY_PEER) - 1, block.get(Field.BUSY_SEQ)
+                if 0 <= peer < len(old.peers) and old.peers[peer] in plan.peers:
+                    found[worker] = plan.peers.index(old.peers[peer]), seq
+    except (SegmentMissing, LayoutError, OSError, ValueError):
+        pass  # it ended by itself, the machine was restarted, or it was killed before there was a board
+    return found
 
 
 def _adopt(directory: RunDirectory, plan: Plan, old: Identity | None) -> None:

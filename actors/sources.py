@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 from actors.attempts import source_attempts
 from actors.careful import FULL_PAUSE
@@ -15,14 +16,17 @@ LOOP_CALLS = 1024  # on_loop calls of one handler in one transaction
 LOOP_SECONDS = 0.001  # and the time they may take together
 RETRY_PAUSE = 0.05  # before an on_loop that raised is called again, doubled each time
 RETRY_LONGEST = 60.0
+CAREFUL_CALLS = 1000  # on_loop calls of a careful start, one transaction each
 
 
 class Sources:
     """The handlers with an `on_loop`, over their dispatcher. `max_attempts` is the topology's, for those that do not
-    say themselves how often they may fail in a row."""
+    say themselves how often they may fail in a row. `careful`: the incarnation before died, and of no message that is
+    known."""
 
-    def __init__(self, dispatcher: Dispatcher, max_attempts: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, max_attempts: int, *, careful: bool = False) -> None:
         self._dispatcher = dispatcher
+        self._careful_calls = CAREFUL_CALLS if careful else 0
         self._max_attempts = max_attempts
         self._hosted = [hosted for hosted in dispatcher.hosted if hosted.plan.description.has_on_loop]
 
@@ -41,9 +45,14 @@ class Sources:
         return min((hosted.due for hosted in self._hosted), default=float("inf"))
 
     def _call(self, hosted: Hosted, now: float) -> None:
-        calls = 1 if hosted.failures else LOOP_CALLS
+        careful = hosted.failures > 0 or self._careful_calls > 0
+        self._careful_calls -= careful
+        calls = 1 if careful else LOOP_CALLS
         try:
-            prepared, pause = self._dispatcher.run_source(hosted, calls, now + LOOP_SECONDS)
+            # A message to a handler of this worker that fails, or kills it, is to be found out as such, not as the
+            # source's own failure: it becomes a transaction of its own.
+            with self._dispatcher.nothing_inline() if careful else nullcontext():
+                prepared, pause = self._dispatcher.run_source(hosted, calls, now + LOOP_SECONDS)
         except Exception as error:
             hosted.failures += 1
             limit = source_attempts(hosted.plan.policy, self._max_attempts)

@@ -84,6 +84,7 @@ class Supervisor(Requests):
         memory_bytes: Mapping[str, int | None] | None = None,
         beat: Callable[[], None] | None = None,
         recount: Callable[[str], None] | None = None,
+        suspects: Mapping[str, tuple[int, int]] | None = None,
         volatile: bool = False,
         drain_timeout: float = 30.0,
         stop_now_timeout: float = 1.0,
@@ -104,6 +105,8 @@ class Supervisor(Requests):
         self._limits = limits or {spec.name: hang.Limits(spec.hung_after) for spec in specs}
         self._memory_bytes, self._memory, self._reaper = memory_bytes or {}, MemoryEvidence(), Reaper()
         self._children = {name: Child(seat.spec, board.block(name)) for name, seat in self._tree.seats.items()}
+        for worker, suspect in (suspects or {}).items():
+            self._children[worker].suspect = suspect
         self._control = Control.RUN  # what everyone is told who is not told something of his own
         self._selector: selectors.BaseSelector | None = None
         self._settled = threading.Event()

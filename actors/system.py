@@ -77,7 +77,7 @@ class System:
         try:
             self._directory.lock()
             # failpoint: run-locked
-            self._identity, self._session = take_over(self._directory, plan)
+            self._identity, self._session, self._left_suspects = take_over(self._directory, plan)
             self._segments = create_segments(plan, self._identity.run_id)
             # failpoint: segments-created
             self._board = attach_board(self._identity.run_id, self._wires)
@@ -302,6 +302,7 @@ class System:
             observer=observer,
             beat=beat,
             recount=self._recount,
+            suspects=self._left_suspects,
             volatile=self.plan.level == "memory",
         )
 
@@ -336,6 +337,7 @@ class System:
             epoch=epoch_floor,
             suspect=suspect,
             attempts=attempts,
+            careful=suspect is None and self._board.block(name).get(Field.DEATHS) > 0,
         )
         with self._logs.channel(name) as log:
             return WorkerProcess.start(

@@ -55,6 +55,7 @@ class Boot:
     epoch: int  # at least this; the journal may know better
     suspect: tuple[int, int] | None  # (peer index, seq) in progress when the last incarnation died
     attempts: dict[tuple[int, int], int]  # at level `memory`, where no journal remembers them
+    careful: bool = False  # the last incarnation died, and no message was in progress
 
 
 def main(boot_bytes: bytes, levels: Levels | None = None) -> None:
@@ -173,7 +174,7 @@ class Worker:
         block.set(Field.STATE, WorkerState.RUNNING)
         # failpoint: worker-running
         control = int(Field.CONTROL)
-        sources = Sources(dispatcher, self._plan.limits.max_attempts)
+        sources = Sources(dispatcher, self._plan.limits.max_attempts, careful=self._boot.careful)
         pausing = Pausing(endpoint)
         seen = Control.RUN
         arrivals: Sequence[Arrival] = ()
