@@ -226,8 +226,13 @@ class Endpoint:
         # failpoint: outbox-entered
         for link in consumed:
             link.inbound.commit()
-        if self.journal is None and any(link is not self.me for link in consumed):
-            self._own_until = self.me.outbound.assigned
+        if self.journal is None:
+            caused = any(link is not self.me for link in consumed)
+            if caused:
+                self._own_until = self.me.outbound.assigned
+            for link in self._sending:
+                if link.inside or not caused:
+                    link.unsafe = link.outbound.assigned
         # failpoint: watermarks-committed
         cells = self.cells
         cells[Field.COMMITS] += 1
@@ -416,6 +421,8 @@ class Endpoint:
         for link in self._sending:
             backlog += link.outbound.backlog_bytes
         self.cells[Field.OUTBOX_BYTES] = backlog
+        if self.journal is None:
+            self.cells[Field.AT_RISK] = any(link.outbound.published < link.unsafe for link in self._sending)
         limit = self._outbox_limit
         if self._over:
             if backlog <= limit // 2:

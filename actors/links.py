@@ -30,7 +30,7 @@ class Link:
 
     __slots__ = (
         "bell", "consuming", "inbound", "index", "inside", "marks", "name", "outbound", "producing", "resends",
-        "resends_seen",
+        "resends_seen", "unsafe",
     )  # fmt: skip
 
     def __init__(self, index: int, name: str, memory_limit: int) -> None:
@@ -44,6 +44,7 @@ class Link:
         self.inside = False  # the edge from the peer lies inside this worker's component: never paused
         self.resends = 0  # resends asked of the peer
         self.resends_seen = 0  # resends of the peer's that were served
+        self.unsafe = 0  # level memory: last number sent without a cause that waits in a ring for its acknowledgement
         self.marks: deque[tuple[int, int]] = deque()  # (last sequence number, monotonic ns) of unacknowledged commits
 
     def mark(self, last: int, now: int) -> None:

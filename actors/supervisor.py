@@ -85,7 +85,6 @@ class Supervisor(Requests):
         beat: Callable[[], None] | None = None,
         recount: Callable[[str], None] | None = None,
         suspects: Mapping[str, tuple[int, int]] | None = None,
-        volatile: bool = False,
         drain_timeout: float = 30.0,
         stop_now_timeout: float = 1.0,
         letter: Callable[[int], str] = process_state,
@@ -100,7 +99,7 @@ class Supervisor(Requests):
         self._tree = Supervision(specs, groups or one_group(specs, policy), policy)
         self._board, self._launch, self._quiet, self._observer, self._beat = board, launch, quiet, observer, beat
         self._drain_timeout, self._stop_now_timeout = drain_timeout, stop_now_timeout
-        self._recount, self._volatile = recount, volatile
+        self._recount = recount
         self._letter, self._clock, self._random = letter, clock, random
         self._limits = limits or {spec.name: hang.Limits(spec.hung_after) for spec in specs}
         self._memory_bytes, self._memory, self._reaper = memory_bytes or {}, MemoryEvidence(), Reaper()
@@ -324,7 +323,7 @@ class Supervisor(Requests):
             self._settled.set()
 
     def _died(self, child: Child, death: Death, pid: int | None = None) -> None:
-        epoch, unpublished = child.block.get(Field.EPOCH), child.block.get(Field.OUTBOX_BYTES)
+        epoch, at_risk = child.block.get(Field.EPOCH), child.block.get(Field.AT_RISK)
         blamed = child.bury(death)
         # failpoint: death-buried
         stopping = self._tree.stopping
@@ -339,8 +338,8 @@ class Supervisor(Requests):
             self._publish(events.WorkerDied(child.name, pid, epoch, death.reason, blamed))
             if stopping:
                 self._conclude(ExitStatus.FAILED, f"worker {child.name!r} did not stop cleanly: {death.reason}")
-        if self._volatile and unpublished and not stopping:
-            what = f"worker {child.name!r} took {unpublished} bytes of messages along, which had found no room yet"
+        if at_risk and not stopping:
+            what = f"worker {child.name!r} took messages along that had found no room yet (level memory)"
             self._publish(events.Alarm(child.name, what))
             self._conclude(ExitStatus.FAILED, what)
         for outcome in self._tree.died(death, self._now(), self._random()):

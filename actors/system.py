@@ -303,7 +303,6 @@ class System:
             beat=beat,
             recount=self._recount,
             suspects=self._left_suspects,
-            volatile=self.plan.level == "memory",
         )
 
     def _make_control(self) -> ControlServer:

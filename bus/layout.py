@@ -223,6 +223,7 @@ class Field(IntEnum):
     CARRIED_ACK = 27  # and the last of these that it has consumed
     DISK_FULL = 28  # its journal has no room for sends
     PAUSED = 29  # the Pause that it has reached: other than RUN, it handles nothing until it is told to go on
+    AT_RISK = 35  # level memory: what it has sent on its own account has found no room, and is in its memory only
     # the supervisor writes
     CONTROL = 48  # a Control
     RESTARTS = 49

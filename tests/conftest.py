@@ -61,9 +61,11 @@ def leaves_nothing_behind() -> Iterator[None]:
 
 
 def pytest_configure() -> None:
-    # Background jobs of a shell ignore SIGINT, and so would every process that a test starts.
+    # Background jobs of a shell ignore signals, and so would every process that a test starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # started by nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

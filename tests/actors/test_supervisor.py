@@ -481,14 +481,14 @@ def test_a_drain_does_not_wait_for_a_worker_that_is_down_but_for_what_is_pending
 
 
 def test_what_a_worker_without_a_journal_takes_along_makes_no_clean_end() -> None:
-    rig = running("a", "b", volatile=True)
-    rig.board.block("a").set(Field.OUTBOX_BYTES, 4096)
+    rig = running("a", "b")
+    rig.board.block("a").set(Field.AT_RISK, 1)
     rig.die("a")
     rig.up("a")
     drain(rig)
     rig.obey()
     assert rig.end() is ExitStatus.FAILED
-    assert rig.supervisor.reason == "worker 'a' took 4096 bytes of messages along, which had found no room yet"
+    assert rig.supervisor.reason == "worker 'a' took messages along that had found no room yet (level memory)"
 
 
 # ------------------------------------------------------------------------------------------------------- child specs

@@ -203,7 +203,7 @@ def test_what_only_sends_is_refused_first_what_does_both_then_what_only_consumes
     while found_room(Transaction(consumed=[(0, consumed + 1)])):
         consumed += 1
     assert consumed - both >= RESERVE // 2 // 32 - 2
-    assert budget.used == left
+    assert budget.used - left < 64, "but for what a larger transaction had found too small"
     journal.close()
     recovered = opened(budget, level)[1]
     assert (recovered.assigned["left"], recovered.watermarks["left"]) == (sent, consumed)

@@ -328,12 +328,12 @@ def test_newer_version_is_refused_untouched(tmp_path: Path) -> None:
     filled(tmp_path, 2)
     path = path_of(tmp_path, 2)
     first = path_of(tmp_path, 1).stat().st_size - 32
-    path.write_bytes(layout.encode_segment_header(2, first, version=3) + b"whatever comes then")
+    path.write_bytes(layout.encode_segment_header(2, first, version=4) + b"whatever comes then")
     before = contents(tmp_path)
     for reading in (lambda: open_journal(tmp_path), lambda: read(tmp_path)):
         with pytest.raises(NewerFormat) as refusal:
             reading()
-        assert (refusal.value.path, refusal.value.version, refusal.value.supported) == (str(path), 3, 2)
+        assert (refusal.value.path, refusal.value.version, refusal.value.supported) == (str(path), 4, 3)
     assert contents(tmp_path) == before
     assert [type(fault) for fault in check(tmp_path).faults] == [NewerFormat]
 
