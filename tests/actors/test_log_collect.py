@@ -271,6 +271,7 @@ def test_events_of_the_supervisor_are_kept_and_passed_on(collected: Collected) -
         "epoch": 2,
         "reason": "killed by SIGKILL",
         "blamed": [1, 5],
+        "message": "",
     }
 
 
