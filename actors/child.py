@@ -158,6 +158,7 @@ _OF_THE_INCARNATION = (
     Field.BUSY_HANDLER,
     Field.CONTROL_SEEN,
     Field.PAUSED,
+    Field.RETRY_PEER,
 )
 
 

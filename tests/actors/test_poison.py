@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,9 @@ class LateAlone(Worker, retry_first=0.4, max_attempts=3, ordered=False): ...
 
 
 class VeryLate(Worker, retry_first=60.0): ...
+
+
+class VeryLateAlone(Worker, retry_first=60.0, ordered=False): ...
 
 
 class Second(Handler):
@@ -191,6 +196,39 @@ def test_while_a_message_waits_in_order_its_worker_handles_nothing_else(director
     # The very first try is together with what came with it, before anything is known to be wrong.
     assert set(tries[first + 2 : last]) == {1}, "neither messages of others nor sources"
     assert tries.index(2) > first
+
+
+@pytest.mark.parametrize(("cls", "ordered"), [(VeryLate, True), (VeryLateAlone, False)])
+def test_a_message_that_waits_is_shown_until_its_worker_dies(
+    directory: Path, log: Log, cls: type[Worker], ordered: bool
+) -> None:
+    with one(directory, log, cls, drain_timeout=0.1).start() as system:
+        system.send("worker", Job(1))
+        until(lambda: done_by(system) == (1,), "the first")
+        system.send("worker", Job(2, "raise"))
+        until(lambda: system.status().worker("work").retry, "that it waits")
+        worker = system.status().worker("work")
+        assert worker.retry is not None
+        assert worker.pid is not None
+        (waiting,) = read(directory / "journals" / "work").attempts
+        assert (worker.in_progress, worker.retry.id) == (None, f"{waiting[0]}/{waiting[1]}")
+        assert (worker.retry.attempts, worker.retry.ordered) == (1, ordered)
+        assert 0 < worker.retry.next_in_seconds <= 60
+        os.kill(worker.pid, signal.SIGKILL)
+        until(lambda: system.block("work").get(Field.RETRY_PEER) == 0, "that nothing waits in the dead")
+
+
+def test_a_message_that_is_over_its_wait_is_no_longer_shown(directory: Path, log: Log, gate: Path) -> None:
+    with one(directory, log, Late).start() as system:
+        system.send("worker", Job(1, "raise", str(gate)))
+        until(lambda: system.status().worker("work").retry, "that it waits")
+        gate.touch()
+        until(lambda: done_by(system) == (1,), "the message", 30)
+        assert system.status().worker("work").retry is None
+        system.send("worker", Job(2, "raise"))
+        until(lambda: system.status().worker("work").retry, "that the next one waits")
+        until(lambda: letters_of(system), "the dead letter", 30)
+        assert system.status().worker("work").retry is None
 
 
 def test_while_a_message_waits_out_of_order_others_and_sources_flow(directory: Path, log: Log, gate: Path) -> None:
