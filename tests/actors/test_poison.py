@@ -213,6 +213,26 @@ def test_a_message_that_waits_is_shown_in_the_status(
         assert 0 < worker.retry.next_in_seconds <= 60
 
 
+def test_of_several_that_wait_the_one_that_holds_up_everything_is_shown(directory: Path, log: Log) -> None:
+    app = Topology("poison", directory=directory, drain_timeout=0.1)
+    app.worker("work", alone=VeryLateAlone.spec(str(log)), strict=VeryLate.spec(str(log)))
+    app.worker("other", second=Second)
+    app.route("second", Job, to="strict")
+    app.external("alone", Job, Get)
+    app.external("strict", Get)
+    app.external("second", Job)
+
+    def shown() -> str:
+        retry = system.status().worker("work").retry
+        return retry.id if retry else ""
+
+    with app.start() as system:
+        system.send("alone", Job(1, "raise"))
+        until(lambda: shown() == "gateway/1", "the first")
+        system.send("second", Job(2, "raise"))  # its time comes later
+        until(lambda: shown() == "other/1", "the one that keeps the order")
+
+
 def test_a_message_that_is_over_its_wait_is_no_longer_shown(directory: Path, log: Log, gate: Path) -> None:
     with one(directory, log, Late).start() as system:
         system.send("worker", Job(1, "raise", str(gate)))
