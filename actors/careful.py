@@ -68,6 +68,7 @@ class Careful:
         self._default = Tolerance(max_attempts)
         self._full: set[Link] = set()  # those of `blocked` that wait for room on the disk
         self._counted = set(attempts)  # durably
+        self._waiting: dict[Link, tuple[bool, float, int]] = {}  # ordered, until, seq: what waits for its time
         self._failed_at: dict[Key, float] = {}  # or when this incarnation learned of it
         self._errors: dict[Key, tuple[str, str]] = {}  # reason and traceback of the last failure
 
@@ -77,6 +78,8 @@ class Careful:
         for link in [link for link, due in self.blocked.items() if due <= now]:
             del self.blocked[link]
             self._full.discard(link)
+            if self._waiting.pop(link, None):
+                self._tell_waiting()
         if self._needed():
             return self._one_by_one(arrivals, until)
         # Those under suspicion wait, and so does what came by their links; nothing is wrong with the others.
@@ -140,7 +143,7 @@ class Careful:
                     self._bury(arrival, seq, raw)
                     return True
                 case Wait(until):
-                    self._wait(arrival.link, until, tolerance)
+                    self._wait(arrival.link, seq, until, tolerance)
                     return False
             try:
                 prepared = dispatcher.try_one(arrival, seq, raw)
@@ -176,14 +179,26 @@ class Careful:
                 self._counted.add(key)
                 # failpoint: attempt-counted
 
-    def _wait(self, link: Link, until: float, tolerance: Tolerance) -> None:
+    def _wait(self, link: Link, seq: int, until: float, tolerance: Tolerance) -> None:
         """Either this link, or everything."""
+        self._waiting[link] = tolerance.ordered, until, seq
+        self._tell_waiting()
         if not tolerance.ordered:
             self._block(link, until)
             return
         self.held_until = max(self.held_until, until)
         for one in self._endpoint.links:
             self._block(one, until)
+
+    def _tell_waiting(self) -> None:
+        """For the status: the message that everything waits for, else the one whose time comes first."""
+        cells = self._endpoint.cells
+        cells[Field.RETRY_PEER] = 0
+        if self._waiting:
+            link, (ordered, until, seq) = min(self._waiting.items(), key=lambda one: (not one[1][0], one[1][1]))
+            cells[Field.RETRY_SEQ], cells[Field.RETRY_ATTEMPTS] = seq, self.attempts[link.index, seq]
+            cells[Field.RETRY_AT_NS], cells[Field.RETRY_ORDERED] = int(until * 1e9), ordered
+            cells[Field.RETRY_PEER] = link.index + 1
 
     def _block(self, link: Link, until: float) -> None:
         self.blocked[link] = max(until, self.blocked.get(link, until))

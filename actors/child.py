@@ -159,6 +159,7 @@ _OF_THE_INCARNATION = (
     Field.CONTROL_SEEN,
     Field.PAUSED,
     Field.AT_RISK,
+    Field.RETRY_PEER,
 )
 
 

@@ -106,6 +106,18 @@ def collect(path: Path, *, tracebacks: bool = False, payloads: bool = False) -> 
     )
 
 
+def known_names(letters: DeadLetters) -> tuple[list[str], list[str]]:
+    """The workers and handlers that letters can be asked for by: those of the system, and those of its letters, which
+    the topology may no longer have. Raises as `collect` does."""
+    with RunDirectory.open(Path(letters.directory), create=False) as directory:
+        identity = directory.read_identity()
+    workers = [] if identity is None else [*identity.workers]
+    handlers = [] if identity is None else [name for names in identity.handlers.values() for name in names]
+    workers += [letter.worker for letter in letters.dead_letters] + [one.worker for one in letters.unreadable]
+    handlers += [name for letter in letters.dead_letters for name in letter.handler.split(",") if name]
+    return list(dict.fromkeys(workers)), list(dict.fromkeys(handlers))
+
+
 class CannotChoose(RingleaderError):
     """There is no such dead letter (`workers` is empty), or several workers have one of this id."""
 

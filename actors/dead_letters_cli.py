@@ -55,7 +55,7 @@ def list_dead_letters(
     Exit status:
       0  all journals were read
       1  a journal could not be read, or the directory
-      4  unknown system
+      4  unknown system, worker or handler
       5  it belongs to another user
     """
     from msgspec.structs import replace
@@ -64,6 +64,7 @@ def list_dead_letters(
 
     with _failures():
         letters = _collect(system, home, tracebacks=verbose)
+        _check_names(letters, worker, handler)
         letters = replace(letters, dead_letters=tuple(choose(letters.dead_letters, (), worker, handler)))
         if json:
             _print_json(letters)
@@ -96,7 +97,7 @@ def show(
       0  as asked
       1  a journal could not be read, or the directory
       2  wrong usage; several workers have a letter of that id
-      4  unknown system or letter
+      4  unknown system, worker, handler or letter
       5  it belongs to another user
     """
     from actors.dead_letters import choose
@@ -105,6 +106,7 @@ def show(
     _check_choice(ids, everything, handler, worker)
     with _failures():
         letters = _collect(system, home, tracebacks=True, payloads=payload)
+        _check_names(letters, worker, handler)
         chosen = choose(letters.dead_letters, ids or (), worker, handler)
         if json:
             _print_json(chosen)
@@ -135,7 +137,7 @@ def requeue(
       1  something could not be read, or a letter stays where it is
       2  wrong usage; several workers have a letter of that id
       3  the system runs, and cannot be asked
-      4  unknown system or letter; nothing was done
+      4  unknown system, worker, handler or letter; nothing was done
       5  it belongs to another user
     """
     _change("requeue", system, ids, everything, handler, worker, timeout, json, home)
@@ -160,7 +162,7 @@ def drop(
       1  something could not be read, or a letter stays where it is
       2  wrong usage; several workers have a letter of that id
       3  the system runs, and cannot be asked
-      4  unknown system or letter; nothing was done
+      4  unknown system, worker, handler or letter; nothing was done
       5  it belongs to another user
     """
     _change("drop", system, ids, everything, handler, worker, timeout, json, home)
@@ -183,6 +185,7 @@ def _change(
     _check_choice(ids, everything, handler, worker)
     with _failures():
         letters = _collect(system, home)
+        _check_names(letters, worker, handler)
         if letters.level == "memory":
             places = _places_in_memory(ids, worker)
         else:
@@ -238,6 +241,16 @@ def _check_choice(ids: list[str] | None, everything: bool, handler: str | None, 
         _fail("which ones? Name their ids, or a --handler or a --worker, or say --all", USAGE)
     if ids and everything:
         _fail("either ids or --all", USAGE)
+
+
+def _check_names(letters: DeadLetters, worker: str | None, handler: str | None) -> None:
+    """A name that neither the system nor a letter knows is refused: "no dead letters" would be believed."""
+    from actors.dead_letters import known_names
+
+    workers, handlers = known_names(letters)
+    for kind, name, known in (("worker", worker, workers), ("handler", handler, handlers)):
+        if name is not None and name not in known:
+            _fail(f"{letters.name}: no {kind} {name!r}; there are {', '.join(known) or 'none'}", UNKNOWN)
 
 
 def _collect(system: str, home: Path | None, *, tracebacks: bool = False, payloads: bool = False) -> DeadLetters:

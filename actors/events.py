@@ -7,7 +7,7 @@ Nothing in an event is a payload: names, numbers, sizes and reasons only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -67,7 +67,8 @@ class WorkerReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied(Event):
-    """`blamed` is the message in progress (peer index, sequence number); None if none was, or it is not to blame."""
+    """`blamed` is the message in progress (peer index, sequence number); None if none was, or it is not to blame.
+    `message` is its id, as its handler saw it; empty where nobody knows the names of peers."""
 
     level: ClassVar[int] = logging.WARNING
     name: str
@@ -75,11 +76,23 @@ class WorkerDied(Event):
     epoch: int
     reason: str
     blamed: tuple[int, int] | None
+    message: str = ""
 
     def text(self) -> str:
         process = "before it was a process" if self.pid is None else f"process {self.pid}, epoch {self.epoch}"
-        blame = "" if self.blamed is None else f" while handling message {self.blamed[1]} of peer {self.blamed[0]}"
+        blame = ""
+        if self.message:
+            blame = f" while handling message {self.message}"
+        elif self.blamed is not None:
+            blame = f" while handling message {self.blamed[1]} of peer {self.blamed[0]}"
         return f"worker {self.name!r} died{blame} ({process}): {self.reason}"
+
+
+def message_id(message: tuple[int, int] | None, peers: Sequence[str]) -> str:
+    """The id of a message (peer index, sequence number) as its handler saw it; empty for none, or an unknown peer."""
+    if message is None or message[0] >= len(peers):
+        return ""
+    return f"{peers[message[0]]}/{message[1]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ def describe(cls: type[Handler]) -> HandlerDescription:
     lifecycle = {
         name: getattr(cls, name, None) is not getattr(Handler, name) for name in ("on_start", "on_loop", "on_stop")
     }
-    problems.extend(policy_problems(cls))
+    problems.extend(policy_problems(cls, lifecycle["on_start"]))
     for name in ("send", "reply", "stop_system", "stop_worker"):
         if getattr(cls, name, None) is not getattr(Handler, name):
             problems.append(f"it defines {name}, which the runtime provides: give it another name")

@@ -21,10 +21,10 @@ class HandlerPolicy:
     max_attempts  how often a message is tried before it becomes a dead letter; None: as the topology says. Also how
                   often in a row an `on_loop` may fail before its worker ends, and, if it is said here, an `on_start`
     on_error      what an exception does: `dead-letter` tries again until the attempts are used up, `retry` tries again
-                  for ever, also what has killed its worker (max_attempts then means nothing), `crash` ends the worker,
-                  which is a death like any other and counts as an attempt
+                  for ever, also what has killed its worker (max_attempts then is for an `on_start` only), `crash` ends
+                  the worker, which is a death like any other and counts as an attempt
     retry_first   seconds before the second attempt; doubled for each one after it, up to retry_max
-    retry_max     seconds
+    retry_max     seconds, at least retry_first
     ordered       True: while a message waits for its next attempt, the worker handles nothing else. False: what came
                   from the same sender waits, others go on
     busy_limit    seconds that the handling of one message, one on_loop or on_start may take, after which the worker is
@@ -50,7 +50,7 @@ def policy_of(cls: type) -> HandlerPolicy:
     return HandlerPolicy(**{name: value for name, value in said.items() if name in names})
 
 
-def problems(cls: type) -> list[str]:
+def problems(cls: type, has_on_start: bool = False) -> list[str]:
     """What is wrong with what a class says, as sentences."""
     said: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
@@ -59,6 +59,22 @@ def problems(cls: type) -> list[str]:
     for name, value in said.items():
         if (wrong := _wrong(name, value)) is not None:
             found.append(f"{name}={value!r}: {wrong}")
+    return found or _contradictions(policy_of(cls), has_on_start)
+
+
+def _contradictions(policy: HandlerPolicy, has_on_start: bool) -> list[str]:
+    """Values that are fine, but not together."""
+    found = []
+    if policy.retry_first > policy.retry_max:
+        found.append(
+            f"retry_first={policy.retry_first!r} and retry_max={policy.retry_max!r}: the first delay is longer than "
+            "the longest; say a retry_max of at least retry_first, or a smaller retry_first"
+        )
+    if policy.on_error == "retry" and policy.max_attempts is not None and not has_on_start:
+        found.append(
+            f"on_error='retry' and max_attempts={policy.max_attempts!r}: `retry` never gives up, so there is no limit; "
+            "leave max_attempts out (or say None, where it is inherited), or take on_error='dead-letter'"
+        )
     return found
 
 

@@ -208,7 +208,10 @@ class Collector:
                 logger.handle(record)
             elif last is not None and sent.level >= last.level:
                 who = f"{worker}/{sent.handler}" if sent.handler else worker
-                record.msg = harmless(f"{who}: {sent.message}")
+                # No line but the first looks like one of its own, whatever is in a message or a traceback.
+                record.msg = _indented(f"{who}: {sent.message}")
+                record.exc_text = record.exc_text and f"    {_indented(record.exc_text)}"
+                record.stack_info = record.stack_info and f"    {_indented(record.stack_info)}"
                 last.handle(record)
         except BaseException:  # a filter or a handler of the program; SystemExit ends no process from here either
             if logging.raiseExceptions and sys.stderr is not None:
@@ -229,6 +232,11 @@ class Collector:
         self._woken.close()
         self._wake.close()
         self._file.close()
+
+
+def _indented(text: str) -> str:
+    """Harmless, and indented from the second line on, as `text_of` does it."""
+    return harmless(text).rstrip("\n").replace("\n", "\n    ")
 
 
 def _own(text: str) -> Sent:

@@ -19,6 +19,7 @@ from actors.status_types import (
     InProgress,
     JournalStatus,
     ProcessStatus,
+    RetryStatus,
     SupervisorStatus,
     SystemStatus,
     WorkerStatus,
@@ -136,6 +137,7 @@ class _Reader:
             handled_per_second=handled / self._since_start,
             sent_per_second=sent / self._since_start,
             in_progress=self._in_progress(name, block),
+            retry=self._retry(block),
             commits=block.get(Field.COMMITS),
             rollbacks=block.get(Field.ROLLBACKS),
             duplicate_messages=block.get(Field.DUPLICATES),
@@ -161,6 +163,21 @@ class _Reader:
         sender = _nth(self._identity.peers, peer)
         entered = _nth(self._identity.handlers.get(name, ()), handler)
         return InProgress(id=f"{sender}/{seq}", peer=sender, seq=seq, handler=entered, since_seconds=since or 0.0)
+
+    def _retry(self, block: Block) -> RetryStatus | None:
+        for _ in range(10):  # until it does not change underneath
+            seen = peer, seq = block.get(Field.RETRY_PEER), block.get(Field.RETRY_SEQ)
+            attempts, due_ns = block.get(Field.RETRY_ATTEMPTS), block.get(Field.RETRY_AT_NS)
+            ordered = bool(block.get(Field.RETRY_ORDERED))
+            if seen == (block.get(Field.RETRY_PEER), block.get(Field.RETRY_SEQ)):
+                break
+        if not peer:
+            return None
+        sender = _nth(self._identity.peers, peer)
+        remaining = max(0.0, (due_ns - time.monotonic_ns()) / 1e9)
+        return RetryStatus(
+            id=f"{sender}/{seq}", peer=sender, seq=seq, attempts=attempts, next_in_seconds=remaining, ordered=ordered
+        )
 
     def _journal(self, block: Block) -> JournalStatus | None:
         level = self._identity.level

@@ -80,6 +80,17 @@ class InProgress(msgspec.Struct, frozen=True, kw_only=True):
     since_seconds: float
 
 
+class RetryStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The message that failed and waits for its next attempt; where several do, the one that matters most."""
+
+    id: str  # peer/seq
+    peer: str
+    seq: int
+    attempts: int  # that failed
+    next_in_seconds: float
+    ordered: bool  # nothing else is handled meanwhile; false: only what came from the same peer waits
+
+
 class JournalStatus(msgspec.Struct, frozen=True, kw_only=True):
     level: str
     bytes: int | None
@@ -110,6 +121,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     handled_per_second: float
     sent_per_second: float
     in_progress: InProgress | None
+    retry: RetryStatus | None
     commits: int
     rollbacks: int
     duplicate_messages: int

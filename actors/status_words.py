@@ -150,6 +150,14 @@ def worker_note(worker: WorkerStatus, condition: Condition) -> str:
         return f"worker {worker.name} is paused: it handles nothing until `ringleader resume`"
     if worker.state == "gave_up":
         return f"worker {worker.name} was given up: {worker.last_death}"
+    retry = worker.retry
+    if retry is not None:
+        failed = f"(failed {plural(retry.attempts, 'time')})"
+        meanwhile = "nothing else is handled meanwhile" if retry.ordered else f"what comes from {retry.peer} waits"
+        return (
+            f"worker {worker.name} waits {duration(retry.next_in_seconds)} for the next attempt at message {retry.id} "
+            f"{failed}; {meanwhile}"
+        )
     return ""
 
 

@@ -335,7 +335,8 @@ class Supervisor(Requests):
             child.supervised_as(WorkerState.STOPPED)
         else:
             child.write_death(death, self._clock())
-            self._publish(events.WorkerDied(child.name, pid, epoch, death.reason, blamed))
+            message = events.message_id(blamed, self._board.names)
+            self._publish(events.WorkerDied(child.name, pid, epoch, death.reason, blamed, message))
             if stopping:
                 self._conclude(ExitStatus.FAILED, f"worker {child.name!r} did not stop cleanly: {death.reason}")
         if at_risk and not stopping:

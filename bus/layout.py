@@ -223,6 +223,11 @@ class Field(IntEnum):
     CARRIED_ACK = 27  # and the last of these that it has consumed
     DISK_FULL = 28  # its journal has no room for sends
     PAUSED = 29  # the Pause that it has reached: other than RUN, it handles nothing until it is told to go on
+    RETRY_PEER = 30  # peer index + 1 of the message that waits for its next attempt, 0: none does
+    RETRY_SEQ = 31
+    RETRY_ATTEMPTS = 32  # those that failed
+    RETRY_AT_NS = 33
+    RETRY_ORDERED = 34  # 1: nothing else is handled meanwhile, 0: what came from other peers is
     AT_RISK = 35  # level memory: what it has sent on its own account has found no room, and is in its memory only
     # the supervisor writes
     CONTROL = 48  # a Control

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors import Handler
 from actors.attempts import GIVE_UP, TRY, GiveUp, Tolerance, Try, Wait, next_step, source_attempts, strictest
-from actors.handler_policy import ON_ERROR, HandlerPolicy
+from actors.handler import describe
+from actors.handler_policy import ATTRIBUTE, ON_ERROR, HandlerPolicy, problems
 
 DEFAULT = 3  # of the topology
 
@@ -116,6 +118,61 @@ def test_nobody_is_treated_less_strictly_than_he_says(
         assert now + max(delays) == now
     assert found.delay(attempts) <= max(one.retry_max for one in together)
     assert found.delay(attempts) <= found.delay(attempts + 1)
+
+
+def of(base: type = object, /, **said: object) -> type:
+    """A class that says this, as `Handler` keeps it."""
+    return type("Said", (base,), {ATTRIBUTE: said})
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "advice"),
+    [
+        (of(retry_first=100, retry_max=1), ("retry_first=100", "retry_max=1:"), "say a retry_max of at least"),
+        (of(retry_first=100), ("retry_first=100", "retry_max=60.0:"), "say a retry_max of at least"),
+        (of(of(retry_first=2.0), retry_max=1.5), ("retry_first=2.0", "retry_max=1.5:"), "or a smaller retry_first"),
+        (of(on_error="retry", max_attempts=3), ("on_error='retry'", "max_attempts=3:"), "leave max_attempts out"),
+        (
+            of(of(max_attempts=3), on_error="retry"),
+            ("on_error='retry'", "max_attempts=3:"),
+            "None, where it is inherited",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_both_named(cls: type, values: tuple[str, str], advice: str) -> None:
+    (problem,) = problems(cls)
+    assert problem.startswith(f"{values[0]} and {values[1]}")
+    assert advice in problem
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        of(retry_first=1.0, retry_max=1.0),
+        of(retry_first=60.0),
+        of(retry_max=0),
+        of(on_error="retry"),
+        of(of(max_attempts=3), on_error="retry", max_attempts=None),
+        of(on_error="crash", max_attempts=3),
+    ],
+)
+def test_values_that_go_together_are_no_problem(cls: type) -> None:
+    assert problems(cls) == []
+
+
+def test_attempts_of_an_on_start_may_be_limited_where_messages_are_retried_for_ever() -> None:
+    class Starts(Handler, on_error="retry", max_attempts=3):
+        def on_start(self) -> None: ...
+
+    class Receives(Handler, on_error="retry", max_attempts=3): ...
+
+    assert describe(Starts).problems == ()
+    assert describe(Receives).problems[0].startswith("on_error='retry' and max_attempts=3: ")
+
+
+def test_a_value_that_is_none_is_the_only_problem_of_its_class() -> None:
+    (problem,) = problems(of(retry_first="soon", retry_max=-1 + 2, on_error="retry", max_attempts=3))
+    assert problem.startswith("retry_first='soon': it is a number of seconds")
 
 
 @given(policies, st.integers(1, 9))

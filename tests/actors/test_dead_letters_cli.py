@@ -154,6 +154,41 @@ def test_nothing_is_done_for_what_is_not_clear(
 
 
 @pytest.mark.parametrize("command", ["list", "show", "requeue", "drop"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--worker", "stat"], "ringleader: trades: no worker 'stat'; there are ingest, stats, former\n"),
+        (
+            ["--handler", "first"],
+            "ringleader: trades: no handler 'first'; there are ingest_first, ingest_second, stats_first, stats_second,"
+            " gone, closed\n",
+        ),
+        (["--worker", "ingest", "--handler", "first"], "ringleader: trades: no handler 'first'; "),
+    ],
+)
+def test_a_worker_or_handler_that_nobody_knows_is_refused(
+    fake: FakeSystem, command: str, options: list[str], says: str
+) -> None:
+    bury(fake, "former", letter(1, 1, handler="gone,closed"))
+    code, out, err = told(ringleader(command, "trades", *options))
+    assert (code, out) == (4, "")
+    assert err.startswith(says)
+    assert left(fake) == ["ingest/7", "ingest/8", "gateway/7"]
+
+
+@pytest.mark.parametrize("options", [["--worker", "former"], ["--handler", "closed"]])
+def test_letters_of_what_the_topology_no_longer_has_are_found(fake: FakeSystem, options: list[str]) -> None:
+    bury(fake, "former", letter(1, 1, handler="gone,closed"))
+    assert told(ringleader("drop", "trades", *options)) == (0, "ingest/1 of former: dropped\n", "")
+
+
+def test_a_worker_or_handler_without_letters_is_no_mistake(fake: FakeSystem) -> None:
+    assert ringleader("drop", "trades", "--all").exit_code == 0
+    for options in (["--worker", "stats"], ["--handler", "stats_first"]):
+        assert told(ringleader("drop", "trades", *options)) == (0, "trades: no dead letters\n", "")
+
+
+@pytest.mark.parametrize("command", ["list", "show", "requeue", "drop"])
 def test_somebody_elses_system_is_left_alone(fake: FakeSystem, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     result = ringleader(command, "trades", *([] if command == "list" else ["--all"]))

@@ -18,6 +18,7 @@ EVERY = [
     events.WorkerStarting("stats", 8, (2, 41)),
     events.WorkerReady("stats", 8, 3),
     events.WorkerDied("stats", 8, 3, "killed by SIGSEGV", (2, 41)),
+    events.WorkerDied("stats", 8, 3, "killed by SIGSEGV", (2, 41), "ingest/41"),
     events.WorkerDied("stats", None, 3, "could not be launched", None),
     events.WorkerEnded("stats", 8, "exit code 0"),
     events.WorkerRestarting("stats", 0.25, 2),
@@ -58,6 +59,14 @@ def test_death_names_the_message_that_is_blamed() -> None:
     assert events.WorkerDied("stats", 8, 3, "killed by SIGSEGV", (2, 41)).text() == (
         "worker 'stats' died while handling message 41 of peer 2 (process 8, epoch 3): killed by SIGSEGV"
     )
+    assert events.WorkerDied("stats", 8, 3, "killed by SIGSEGV", (2, 41), "ingest/41").text() == (
+        "worker 'stats' died while handling message ingest/41 (process 8, epoch 3): killed by SIGSEGV"
+    )
+
+
+def test_the_id_of_a_message_names_its_peer() -> None:
+    assert events.message_id((1, 41), ["gateway", "ingest"]) == "ingest/41"
+    assert events.message_id((2, 41), ["gateway", "ingest"]) == events.message_id(None, []) == ""
 
 
 def test_same_record_reaches_the_log_and_the_observer(caplog: pytest.LogCaptureFixture) -> None:

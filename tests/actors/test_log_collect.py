@@ -105,6 +105,22 @@ def test_extra_of_the_user_takes_the_place_of_ours_which_remain(collected: Colle
     assert json.loads(JsonFormatter().format(facts))["extra"] == {"worker": "mine", "name_": "n"}
 
 
+def test_where_no_logging_is_configured_no_line_of_a_worker_looks_like_another_record(
+    collected: Collected, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    sent = Sent("bare", 30, "WARNING", "one\nother: forged\r\n\x1b[2J", 0.0, 7, 8, "T", "/src/feed.py", 12, "on_trade")
+    sent.traceback, sent.stack = "Traceback:\nValueError: x\nother: forged", "Stack:\nother: forged"
+    collected.worker("stats").send(encode(Packet(0, sent)))
+    until(collected.lines, "the file")
+    collected.collector.close()
+    assert capsys.readouterr().err.splitlines() == [
+        *("stats: one", "    other: forged", "    \\x1b[2J"),
+        *("    Traceback:", "    ValueError: x", "    other: forged"),
+        *("    Stack:", "    other: forged"),
+    ]
+
+
 def test_levels_of_the_program_hold_as_they_are_now(collected: Collected) -> None:
     end = collected.worker("stats")
     logging.getLogger("app.trades").setLevel(logging.ERROR)
@@ -167,7 +183,7 @@ def test_a_program_without_logging_gets_warnings_on_stderr_with_the_worker_in_fr
         end.send(packet(f"level {level}", name="elsewhere", level=level))
     until(lambda: len(collected.lines()) == 2, "the file")
     collected.collector.close()
-    assert capsys.readouterr().err == "stats/averager: level 30\nTrace\n"
+    assert capsys.readouterr().err == "stats/averager: level 30\n    Trace\n"
 
 
 def test_what_is_left_of_an_incarnation_is_read_though_somebody_keeps_its_channel(collected: Collected) -> None:
@@ -255,6 +271,7 @@ def test_events_of_the_supervisor_are_kept_and_passed_on(collected: Collected) -
         "epoch": 2,
         "reason": "killed by SIGKILL",
         "blamed": [1, 5],
+        "message": "",
     }
 
 

@@ -23,7 +23,7 @@ class Patient(Worker, max_attempts=5): ...
 class Strict(Worker, max_attempts=2): ...
 
 
-class Stubborn(Worker, on_error="retry", max_attempts=2, retry_first=0.01): ...
+class Stubborn(Worker, on_error="retry", retry_first=0.01): ...
 
 
 class Brittle(Worker, on_error="crash"): ...
@@ -39,6 +39,9 @@ class LateAlone(Worker, retry_first=0.4, max_attempts=3, ordered=False): ...
 
 
 class VeryLate(Worker, retry_first=60.0): ...
+
+
+class VeryLateAlone(Worker, retry_first=60.0, ordered=False): ...
 
 
 class Second(Handler):
@@ -191,6 +194,56 @@ def test_while_a_message_waits_in_order_its_worker_handles_nothing_else(director
     first, last = tries.index(1), len(tries) - 1 - tries[::-1].index(1)
     assert set(tries[first + 1 : last]) == {1}, "neither messages of others nor sources"
     assert tries.index(2) > first
+
+
+@pytest.mark.parametrize(("cls", "ordered"), [(VeryLate, True), (VeryLateAlone, False)])
+def test_a_message_that_waits_is_shown_in_the_status(
+    directory: Path, log: Log, cls: type[Worker], ordered: bool
+) -> None:
+    with one(directory, log, cls, drain_timeout=0.1).start() as system:
+        system.send("worker", Job(1))
+        until(lambda: done_by(system) == (1,), "the first")
+        system.send("worker", Job(2, "raise"))
+        until(lambda: system.status().worker("work").retry, "that it waits")
+        worker = system.status().worker("work")
+        assert worker.retry is not None
+        (waiting,) = read(directory / "journals" / "work").attempts
+        assert (worker.in_progress, worker.retry.id) == (None, f"{waiting[0]}/{waiting[1]}")
+        assert (worker.retry.attempts, worker.retry.ordered) == (1, ordered)
+        assert 0 < worker.retry.next_in_seconds <= 60
+
+
+def test_of_several_that_wait_the_one_that_holds_up_everything_is_shown(directory: Path, log: Log) -> None:
+    app = Topology("poison", directory=directory, drain_timeout=0.1)
+    app.worker("work", alone=VeryLateAlone.spec(str(log)), strict=VeryLate.spec(str(log)))
+    app.worker("other", second=Second)
+    app.route("second", Job, to="strict")
+    app.external("alone", Job, Get)
+    app.external("strict", Get)
+    app.external("second", Job)
+
+    def shown() -> str:
+        retry = system.status().worker("work").retry
+        return retry.id if retry else ""
+
+    with app.start() as system:
+        system.send("alone", Job(1, "raise"))
+        until(lambda: shown() == "gateway/1", "the first")
+        system.send("second", Job(2, "raise"))  # its time comes later
+        until(lambda: shown() == "other/1", "the one that keeps the order")
+
+
+def test_a_message_that_is_over_its_wait_is_no_longer_shown(directory: Path, log: Log, gate: Path) -> None:
+    with one(directory, log, Late).start() as system:
+        system.send("worker", Job(1, "raise", str(gate)))
+        until(lambda: system.status().worker("work").retry, "that it waits")
+        gate.touch()
+        until(lambda: done_by(system) == (1,), "the message", 30)
+        assert system.status().worker("work").retry is None
+        system.send("worker", Job(2, "raise"))
+        until(lambda: system.status().worker("work").retry, "that the next one waits")
+        until(lambda: letters_of(system), "the dead letter", 30)
+        assert system.status().worker("work").retry is None
 
 
 def test_while_a_message_waits_out_of_order_others_and_sources_flow(directory: Path, log: Log, gate: Path) -> None:

@@ -128,6 +128,33 @@ def test_the_message_in_progress_is_named_by_peer_number_and_handler(fake: Fake)
     assert read_status(system.path).worker("ingest").in_progress is None
 
 
+@pytest.mark.parametrize(
+    ("ordered", "meanwhile"), [(1, "nothing else is handled meanwhile"), (0, "what comes from ingest waits")]
+)
+def test_a_message_that_waits_for_its_next_attempt_is_told(fake: Fake, ordered: int, meanwhile: str) -> None:
+    system = fake()
+    due = time.monotonic_ns() + 3000 * SECOND + SECOND // 2
+    system.fill("stats", RETRY_PEER=2, RETRY_SEQ=41, RETRY_ATTEMPTS=5, RETRY_AT_NS=due, RETRY_ORDERED=ordered)
+    status = read_status(system.path)
+    retry = status.worker("stats").retry
+    assert retry is not None
+    assert (retry.id, retry.peer, retry.seq, retry.attempts, retry.ordered) == ("ingest/41", "ingest", 41, 5, ordered)
+    assert retry.next_in_seconds == pytest.approx(3000, abs=5)
+    (note,) = status.notes
+    assert note.startswith("worker stats waits ")
+    assert note.endswith(f" for the next attempt at message ingest/41 (failed 5 times); {meanwhile}")
+    assert status.worker("ingest").retry is None
+
+
+def test_a_wait_for_the_next_attempt_that_is_over_is_not_below_zero(fake: Fake) -> None:
+    system = fake()
+    system.fill("stats", RETRY_PEER=1, RETRY_SEQ=2, RETRY_ATTEMPTS=1, RETRY_AT_NS=1, RETRY_ORDERED=1)
+    assert read_status(system.path).notes == (
+        "worker stats waits 0.0 s for the next attempt at message gateway/2 (failed 1 time); "
+        "nothing else is handled meanwhile",
+    )
+
+
 def test_level_memory_has_no_journal(fake: Fake) -> None:
     assert read_status(fake(level="memory").path).worker("stats").journal is None
 
@@ -567,7 +594,7 @@ def test_whoever_watches_gets_rates_over_the_time_between_readings(fake: Fake) -
 def test_the_keys_of_the_json_are_these(fake: Fake) -> None:
     """Programs depend on them: adding is fine, changing is not."""
     system = fake()
-    system.fill("stats", BUSY_PEER=2, GAPS=1)
+    system.fill("stats", BUSY_PEER=2, RETRY_PEER=2, GAPS=1)
     status = json.loads(to_json(read_status(system.path)))
     assert set(status) >= {
         "name", "directory", "condition", "summary", "notes", "level", "run_id", "state", "started_unix_seconds",
@@ -578,13 +605,14 @@ def test_the_keys_of_the_json_are_these(fake: Fake) -> None:
     assert set(status["workers"][1]) >= {
         "name", "handlers", "pid", "state", "health", "epoch", "restarts", "last_death", "last_death_age_seconds",
         "uptime_seconds", "heartbeat_age_seconds", "process", "handled_messages", "sent_messages", "handled_per_second",
-        "sent_per_second", "in_progress", "commits", "rollbacks", "duplicate_messages", "gaps", "dead_letters",
+        "sent_per_second", "in_progress", "retry", "commits", "rollbacks", "duplicate_messages", "gaps", "dead_letters",
         "outbox_bytes", "outbox_over_limit", "multiplying", "carried_over_messages", "journal", "ring_implementation",
     }  # fmt: skip
     assert set(status["workers"][1]["process"]) >= {
         "state", "cpu_percent", "cpu_seconds", "rss_bytes", "threads", "open_files", "age_seconds",
     }  # fmt: skip
     assert set(status["workers"][1]["in_progress"]) >= {"id", "peer", "seq", "handler", "since_seconds"}
+    assert set(status["workers"][1]["retry"]) >= {"id", "peer", "seq", "attempts", "next_in_seconds", "ordered"}
     assert set(status["workers"][1]["journal"]) >= {"level", "bytes", "segments", "last_commit_age_seconds"}
     assert set(status["edges"][0]) >= {
         "source", "target", "backlog_messages", "backlog_bytes", "outbox_bytes", "ring_used_bytes",
