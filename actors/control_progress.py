@@ -65,7 +65,8 @@ def done(change: Change, worker: str, before: Seen, now: Seen, request: PauseReq
     if now.system in ENDS:
         raise Refused(ENDING, f"{worker}: the system is {WorkerState(now.system).name.lower()}")
     if change is Change.RESTART:
-        if now.supervised == WorkerState.GAVE_UP:
+        given_up_before = before.supervised == WorkerState.GAVE_UP and now.deaths == before.deaths
+        if now.supervised == WorkerState.GAVE_UP and not given_up_before:
             raise Refused(FAILED, f"{worker}: it was given up, `ringleader status` tells why")
         return now.epoch > before.epoch and now.supervised == WorkerState.RUNNING and now.state in UP
     if now.supervised in OVER:

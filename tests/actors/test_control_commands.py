@@ -97,6 +97,20 @@ def test_who_was_overridden_is_told_at_once(change: Change, pause: Pause, later:
     assert refused.value.error == "failed"
 
 
+@pytest.mark.parametrize("state", sorted(OVER))
+def test_a_restart_brings_back_who_had_ended_or_was_given_up(state: WorkerState) -> None:
+    over = replace(UP, state=state, supervised=state, pid=0)
+    assert not done(Change.RESTART, "stats", over, over)
+    assert not done(Change.RESTART, "stats", over, replace(over, supervised=WorkerState.STARTING))
+    assert done(Change.RESTART, "stats", over, replace(UP, epoch=3))
+
+
+def test_a_restart_of_one_that_is_given_up_again_is_refused() -> None:
+    over = replace(UP, supervised=WorkerState.GAVE_UP, pid=0)
+    with pytest.raises(Refused, match="stats: it was given up"):
+        done(Change.RESTART, "stats", over, replace(over, deaths=over.deaths + 1))
+
+
 @pytest.mark.parametrize("change", Change)
 @pytest.mark.parametrize("state", [WorkerState.DRAINING, WorkerState.STOPPING, WorkerState.STOPPED])
 def test_no_change_while_the_system_ends(change: Change, state: WorkerState) -> None:
