@@ -106,6 +106,7 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
             if pid is None:
                 return
             self.disown()
+            _wake(pid)  # a guardian that is stopped could not clean up
             deadline = time.monotonic() + timeout
             while _lives(pid):
                 if time.monotonic() > deadline:
@@ -158,6 +159,15 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
                 os.close(lifeline_read)
         self._lifeline, self._forkserver_alive_fd = lifeline, alive
         self._forkserver_address, self._forkserver_pid = address, pid
+
+
+def _wake(pid: int) -> None:
+    """Have this guardian of ours, and its fork server, go on if they were stopped."""
+    for send in (os.killpg, os.kill):
+        try:
+            send(pid, signal.SIGCONT)
+        except OSError:
+            pass  # gone; or there is no guardian here, which would lead a group
 
 
 def _restore_variable(name: str) -> None:

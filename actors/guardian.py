@@ -32,6 +32,7 @@ def guard(lifeline: int) -> None:
     if not prctl(_PR_SET_CHILD_SUBREAPER, 1):
         return
     os.setsid()
+    prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)  # also one that is stopped has to clean up then; the child does without
     guardian = os.getpid()
     server = os.fork()
     if server:
@@ -46,7 +47,6 @@ def guard(lifeline: int) -> None:
 
 def _guard(server: int, lifeline: int) -> None:
     set_title("ringleader: guardian")
-    prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)  # also one that was stopped has to clean up then
     limit = os.sysconf("SC_OPEN_MAX")
     os.closerange(3, lifeline)
     os.closerange(lifeline + 1, min(limit, 1 << 16) if limit > 0 else 1 << 16)
@@ -82,7 +82,10 @@ def _sweep() -> None:
         except ChildProcessError:
             break
         for pid in children_of(os.getpid()):
-            os.kill(pid, signal.SIGKILL)  # a child that was not waited for: the number is still its own
+            try:
+                os.kill(pid, signal.SIGKILL)  # a child that was not waited for: the number is still its own
+            except PermissionError:
+                pass  # it runs as another user now; the others go all the same
         time.sleep(0.002)
     os._exit(0)
 
@@ -96,17 +99,17 @@ def children_of(pid: int) -> list[int]:
                 found += [int(child) for child in file.read().split()]
         return found
     except OSError:
-        return [child for child in _processes() if _parent(child) == pid]  # a kernel without these lists
+        return [child for child in processes() if parent_of(child) == pid]  # a kernel without these lists
 
 
-def _processes() -> list[int]:
+def processes() -> list[int]:
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
     except OSError:
         return []
 
 
-def _parent(pid: int) -> int:
+def parent_of(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[1])
