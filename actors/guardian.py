@@ -54,11 +54,12 @@ def _guard(server: int, lifeline: int) -> None:
     def reap(*_: object) -> None:
         while True:
             try:
-                pid, _status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 os._exit(0)
             if pid == server:
-                _sweep()
+                code = os.waitstatus_to_exitcode(status)
+                _sweep(code if code >= 0 else 128 - code)
             if not pid:
                 return
 
@@ -71,8 +72,9 @@ def _guard(server: int, lifeline: int) -> None:
     _sweep()
 
 
-def _sweep() -> None:
-    """Kill all children and, as they lose their parents, all below them. Ends the process."""
+def _sweep(code: int = 0) -> None:
+    """Kill all children and, as they lose their parents, all below them. Ends the process, with the exit status of the
+    fork server if that has ended (as a shell tells a signal)."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     deadline = time.monotonic() + SWEEP
     while time.monotonic() < deadline:
@@ -87,7 +89,7 @@ def _sweep() -> None:
             except PermissionError:
                 pass  # it runs as another user now; the others go all the same
         time.sleep(0.002)
-    os._exit(0)
+    os._exit(code)
 
 
 def children_of(pid: int) -> list[int]:
