@@ -57,6 +57,30 @@ def descendants(started: list[WorkerProcess], path: Path, then: str = "hold") ->
     return pids
 
 
+@contextlib.contextmanager
+def killed_in_any_case(pids: list[int]) -> Iterator[None]:
+    """A test that fails leaves nobody behind."""
+    pidfds = [os.pidfd_open(pid) for pid in pids]
+    try:
+        yield
+    finally:
+        for pidfd in pidfds:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+
+
+@contextlib.contextmanager
+def marked(worker: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is marked as one of this worker, and a child of ours."""
+    with subprocess.Popen(["sleep", "600"], env={orphans.MARK: f"{worker:010d}"}) as child:
+        try:
+            until(lambda: orphans._marked(child.pid, worker), "it to be executed")
+            yield child
+        finally:
+            child.kill()
+
+
 @pytest.mark.parametrize("then", ["hold", "end"])
 def test_all_that_a_worker_started_goes_with_it(started, tmp_path: Path, then: str) -> None:
     pids = descendants(started, tmp_path / "one", then)
@@ -116,7 +140,7 @@ def test_death_of_the_guardian_is_the_death_of_its_workers_and_survived(started)
 @pytest.mark.parametrize("then", ["hold", "end"])
 def test_what_a_worker_started_goes_with_it_when_the_guardian_was_killed(started, tmp_path: Path, then: str) -> None:
     pids = descendants(started, tmp_path / "pids", then)
-    with subprocess.Popen(["sleep", "600"], env={orphans.MARK: f"{started[0].pid + 100_000:010d}"}) as other:
+    with marked(started[0].pid + 100_000) as other, killed_in_any_case(pids):
         if then == "end":
             assert select.select([started[0].pidfd], [], [], 10)[0]
         os.kill(guardian(), signal.SIGKILL)
@@ -125,16 +149,12 @@ def test_what_a_worker_started_goes_with_it_when_the_guardian_was_killed(started
         started[0].kill()  # as the supervisor does at every death
         dead_within(pids, 2)
         assert other.poll() is None, "that of another worker stays"
-        other.kill()
 
 
 def test_a_number_that_another_process_has_now_is_not_looked_for_everywhere() -> None:
-    mine = f"{os.getpid():010d}"
-    with subprocess.Popen(["sleep", "600"], env={orphans.MARK: mine}) as child:
-        until(lambda: orphans._marked(child.pid, os.getpid()), "it to be executed")
+    with marked(os.getpid()) as child:
         assert sweep(os.getpid(), 1 << 30) == []
         assert child.poll() is None
-        child.kill()
 
 
 def test_a_guardian_that_is_stopped_cleans_up_when_it_is_to_end(started, tmp_path: Path) -> None:
@@ -142,9 +162,10 @@ def test_a_guardian_that_is_stopped_cleans_up_when_it_is_to_end(started, tmp_pat
     before = guardian()
     assert select.select([started[0].pidfd], [], [], 10)[0]
     assert started[0].poll() == 0
-    os.kill(before, signal.SIGSTOP)
-    stop_forkserver()
-    dead_within([before, *pids], 0)
+    with killed_in_any_case(pids):
+        os.kill(before, signal.SIGSTOP)
+        stop_forkserver()
+        dead_within([before, *pids], 0)
 
 
 def test_helpers_have_titles_and_keep_no_descriptors(started) -> None:
@@ -228,18 +249,11 @@ def test_stopped_descendants_go_too(tmp_path: Path) -> None:
         assert run.stdout is not None
         worker, guard, server = [int(pid) for pid in run.stdout.readline().split()][:3]
         everyone = [*(int(pid) for pid in text_of(tmp_path / "pids").split()), worker, server, guard]
-        pidfds = [os.pidfd_open(pid) for pid in everyone]
-        try:
+        with killed_in_any_case([*everyone, run.pid]):
             for pid in everyone:
                 os.kill(pid, signal.SIGSTOP)
             run.kill()
             dead_within(everyone, 2)
-        finally:
-            run.kill()
-            for pidfd in pidfds:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                os.close(pidfd)
 
 
 def test_a_program_that_is_not_process_1_waits_for_nobody_elses_children() -> None:
