@@ -14,7 +14,7 @@ from actors.exits import WorkerExit
 from actors.hang import Watch
 from actors.reasons import Facts, account, tell
 from actors.restart import ChildSpec, Death, blames_message
-from bus import Block, Control, Field, Pause, Text, WorkerState
+from bus import Block, Control, Field, Pause, Text, WorkerState, pause_cell
 
 
 class Process(Protocol):
@@ -56,6 +56,7 @@ class Child:
     epoch_floor: int = 0  # grows with every launch, and is never below an epoch that was seen
     epoch_before: int = 0
     suspect: Suspect | None = None
+    pauses: int = 0  # requests to pause, drain or resume that were passed on
 
     @property
     def name(self) -> str:
@@ -88,7 +89,8 @@ class Child:
         self.block.doorbell.ring()
 
     def pause(self, pause: Pause) -> None:
-        self.block.set(Field.PAUSE, pause)
+        self.pauses += 1
+        self.block.set(Field.PAUSE, pause_cell(self.pauses, pause))
         self.block.doorbell.ring()
 
     def kill(self, reason: str, now: float, innocent: bool = False) -> None:

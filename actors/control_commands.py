@@ -30,7 +30,8 @@ from actors.control_protocol import (
 from actors.control_socket import Peer, Progress, Registry
 from actors.naming import closest
 from actors.own_stacks import own_stacks
-from bus import Board, BoardCell, Field, WorkerState
+from actors.pause_request import PauseRequest
+from bus import Board, BoardCell, Field, Pause, WorkerState, pause_asked
 
 HEARD_WITHIN = 2.0  # seconds; a supervisor's loop turns at least twice a second
 
@@ -39,9 +40,9 @@ class Requests(Protocol):
     """What the supervisor can be asked for, from any thread and without waiting."""
 
     def request_restart(self, worker: str) -> None: ...
-    def request_pause(self, worker: str) -> None: ...
-    def request_drain_worker(self, worker: str) -> None: ...
-    def request_resume(self, worker: str) -> None: ...
+    def request_pause(self, worker: str) -> PauseRequest: ...
+    def request_drain_worker(self, worker: str) -> PauseRequest: ...
+    def request_resume(self, worker: str) -> PauseRequest: ...
     def request_stop(self, drain: bool = True, reason: str = "requested") -> None: ...
     def request_stop_now(self, reason: str = "requested") -> None: ...
 
@@ -91,15 +92,16 @@ class SystemCommands:
         worker = self._known(request.worker)
         begun, before = self._clock(), self._seen(worker)
         done(change, worker, before, before)  # raises if it never can
+        made: PauseRequest | None = None
         match change:
             case Change.RESTART:
                 self._requests.request_restart(worker)
             case Change.PAUSE:
-                self._requests.request_pause(worker)
+                made = self._requests.request_pause(worker)
             case Change.DRAIN:
-                self._requests.request_drain_worker(worker)
+                made = self._requests.request_drain_worker(worker)
             case Change.RESUME:
-                self._requests.request_resume(worker)
+                made = self._requests.request_resume(worker)
 
         def changed(outcome: str, now: Seen) -> WorkerChanged:
             seconds = self._clock() - begun
@@ -109,10 +111,10 @@ class SystemCommands:
 
         def progress() -> WorkerChanged | None:
             now = self._seen(worker)
-            if done(change, worker, before, now):
+            if done(change, worker, before, now, made):
                 return changed(change.outcome, now)
             if self._clock() - begun >= request.timeout_seconds:
-                text = f"{worker}: not {change.outcome} within {request.timeout_seconds:g} s: {waits_for(change, now)}"
+                text = f"{worker}: not {change.outcome} within {request.timeout_seconds:g} s: {waits_for(now, made)}"
                 raise Refused(protocol.NOT_IN_TIME, text + self._deaf())
             return None
 
@@ -158,14 +160,16 @@ class SystemCommands:
             supervised=block.get(Field.SUPERVISED_STATE),
             pid=block.get(Field.PID),
             epoch=block.get(Field.EPOCH),
+            deaths=block.get(Field.DEATHS),
             told=block.get(Field.PAUSE),
             paused=block.get(Field.PAUSED),
         )
 
     def _info(self, worker: str) -> WorkerInfo:
         seen = self._seen(worker)
+        paused = pause_asked(seen.paused)[1] is not Pause.RUN
         state = _name(seen.state)
-        return WorkerInfo(name=worker, pid=seen.pid or None, state=state, epoch=seen.epoch, paused=bool(seen.paused))
+        return WorkerInfo(name=worker, pid=seen.pid or None, state=state, epoch=seen.epoch, paused=paused)
 
     def _state(self) -> str:
         return _name(self._board.get(BoardCell.SYSTEM_STATE))

@@ -1,11 +1,12 @@
 """When a command at run time has taken effect, judged by what the worker's status block shows. Pure.
 
     restart    another incarnation than the one before is up
-    pause      the worker says that it handles nothing: `PAUSED` is the `Pause` it was told
+    pause      the worker says that this request, or a later one for the same, has come about (`pause_request`)
     drain      the same; it says so when what had been sent to it is handled
-    resume     it is told to go on, and no longer says that it is paused
+    resume     the same
 
-A command that has lost its object is refused with the reason: a worker that has ended for good, a system that ends.
+A command that has lost its object is refused with the reason: a worker that has ended for good (only a restart brings
+it back), a system that ends, another command that came later.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from actors.control_protocol import ENDING, FAILED, Refused
-from bus import Pause, WorkerState
+from actors.pause_request import PauseRequest, Standing, told_to
+from bus import WorkerState
 
 OVER = frozenset({WorkerState.STOPPED, WorkerState.GAVE_UP})
 ENDS = frozenset({WorkerState.DRAINING, WorkerState.STOPPING, WorkerState.STOPPED})
@@ -40,41 +42,47 @@ _OUTCOMES = {
     Change.DRAIN: "drained",
     Change.RESUME: "resumed",
 }
-_TOLD = {Change.PAUSE: Pause.PAUSE, Change.DRAIN: Pause.DRAIN, Change.RESUME: Pause.RUN}
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One look at a worker and its system. States are WorkerStates; `told` and `paused` are Pauses."""
+    """One look at a worker and its system. States are WorkerStates; `told` and `paused` are
+    cells, as `pause_request` takes them."""
 
     system: int
     state: int
     supervised: int
     pid: int
     epoch: int
+    deaths: int
     told: int
     paused: int
 
 
-def done(change: Change, worker: str, before: Seen, now: Seen) -> bool:
-    """Whether it has taken effect. Raises Refused if it cannot any more."""
+def done(change: Change, worker: str, before: Seen, now: Seen, request: PauseRequest | None = None) -> bool:
+    """Whether it has taken effect. Raises Refused if it cannot any more. `before` is from before it was asked for;
+    without the request that was made then, it is only about whether it ever can."""
     if now.system in ENDS:
         raise Refused(ENDING, f"{worker}: the system is {WorkerState(now.system).name.lower()}")
     if change is Change.RESTART:
-        if now.supervised == WorkerState.GAVE_UP:
+        given_up_before = before.supervised == WorkerState.GAVE_UP and now.deaths == before.deaths
+        if now.supervised == WorkerState.GAVE_UP and not given_up_before:
             raise Refused(FAILED, f"{worker}: it was given up, `ringleader status` tells why")
         return now.epoch > before.epoch and now.supervised == WorkerState.RUNNING and now.state in UP
     if now.supervised in OVER:
         raise Refused(FAILED, f"{worker}: it has ended and is not started again; `ringleader restart` does that")
-    return now.told == _TOLD[change] and now.paused == _TOLD[change]
+    standing = Standing.QUEUED if request is None else request.standing(now.told, now.paused)
+    if standing is Standing.OVERRIDDEN:
+        raise Refused(FAILED, f"{worker}: overridden by another request, to {told_to(now.told)}")
+    return standing is Standing.DONE
 
 
-def waits_for(change: Change, now: Seen) -> str:
+def waits_for(now: Seen, request: PauseRequest | None) -> str:
     """What is still missing, in words."""
     try:
         state = WorkerState(now.state).name.lower()
     except ValueError:
         state = f"state {now.state}"
-    if change is not Change.RESTART and now.told != _TOLD[change]:
-        return f"the supervisor has not passed it on; the worker is {state}"
+    if request is not None and request.standing(now.told, now.paused) is Standing.QUEUED:
+        return f"{Standing.QUEUED.value}; the worker is {state}"
     return f"the worker is {state}"

@@ -20,8 +20,11 @@ from collections.abc import Sequence
 from multiprocess import connection, forkserver, resource_tracker, spawn, util
 
 from actors import guardian
+from actors.exits import signal_name
 from actors.orphans import MARK, UNMARKED
 
+EXEC_FAILED = 255  # what a process ends with that was to become another program, and could not
+IMPORTING = 30.0  # seconds that a new fork server may take to import; it takes less than one
 CLEANING = 2.0  # seconds for the guardian to kill what a dead fork server left
 HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal or a service manager sends to everyone
 
@@ -74,6 +77,9 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
     _forkserver_alive_fd: int | None
     _forkserver_pid: int | None
     _lifeline: int | None = None
+    _status = 0  # how the last one ended, as `waitpid` tells it
+    _launched = 0.0
+    answered = False  # it has forked a worker, so it is not importing any more
 
     @property
     def pid(self) -> int | None:
@@ -85,7 +91,7 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
         with self._lock:
             resource_tracker.ensure_running()
             if self._forkserver_pid is not None:
-                if _lives(self._forkserver_pid):
+                if self._lives(self._forkserver_pid):
                     return
                 self.disown()
             self._launch()
@@ -96,8 +102,30 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
         except ConnectionRefusedError:
             # It is dead, and its guardian is about to clean up.
             self.stop(CLEANING)
-            answer = super().connect_to_new_process(fds)
+            try:
+                answer = super().connect_to_new_process(fds)
+            except ConnectionRefusedError:
+                raise ConnectionRefusedError(self.post_mortem()) from None
         return answer
+
+    def may_import(self) -> bool:
+        """It is so new that it may be busy with that, be the machine ever so slow."""
+        return not self.answered and time.monotonic() - self._launched < IMPORTING
+
+    def wake(self) -> None:
+        """Have it go on if it was stopped, its guardian too."""
+        with self._lock:
+            if self._forkserver_pid is not None and self._lives(self._forkserver_pid):
+                _wake(self._forkserver_pid)
+
+    def post_mortem(self) -> str:
+        """Of one that has ended, or is about to: waits for that, and says how it was."""
+        self.stop(CLEANING)
+        code = os.waitstatus_to_exitcode(self._status)
+        text = f"it ended with exit status {code}" if code >= 0 else f"it was killed by {signal_name(-code)}"
+        if code == EXEC_FAILED:
+            text += f", as where {os.fsdecode(spawn.get_executable())} cannot be executed by this user"
+        return text
 
     def stop(self, timeout: float) -> None:
         """End it, if it runs. Its workers, if it has any, are killed by the kernel."""
@@ -106,11 +134,22 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
             if pid is None:
                 return
             self.disown()
+            _wake(pid)  # a guardian that is stopped could not clean up
             deadline = time.monotonic() + timeout
-            while _lives(pid):
+            while self._lives(pid):
                 if time.monotonic() > deadline:
                     os.kill(pid, signal.SIGKILL)  # our own child, and not waited for: the pid is still its own
                 time.sleep(0.002)
+
+    def _lives(self, pid: int) -> bool:
+        """Whether this child of ours lives. Reaps it if not."""
+        try:
+            dead, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return False  # somebody else in this process waited for it
+        if dead:
+            self._status = status
+        return not dead
 
     def disown(self, unlink: bool = True) -> None:
         """Let go of it, which ends it unless another process holds its lifeline, too."""
@@ -158,6 +197,16 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
                 os.close(lifeline_read)
         self._lifeline, self._forkserver_alive_fd = lifeline, alive
         self._forkserver_address, self._forkserver_pid = address, pid
+        self._launched, self.answered = time.monotonic(), False
+
+
+def _wake(pid: int) -> None:
+    """Have this guardian of ours, and its fork server, go on if they were stopped."""
+    for send in (os.killpg, os.kill):
+        try:
+            send(pid, signal.SIGCONT)
+        except OSError:
+            pass  # gone; or there is no guardian here, which would lead a group
 
 
 def _restore_variable(name: str) -> None:
@@ -166,11 +215,3 @@ def _restore_variable(name: str) -> None:
         os.putenv(name, os.environ[name])
     else:
         os.unsetenv(name)
-
-
-def _lives(pid: int) -> bool:
-    """Whether this child of ours lives. Reaps it if not."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == 0
-    except ChildProcessError:
-        return False  # somebody else in this process waited for it

@@ -32,6 +32,7 @@ def guard(lifeline: int) -> None:
     if not prctl(_PR_SET_CHILD_SUBREAPER, 1):
         return
     os.setsid()
+    prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)  # also one that is stopped has to clean up then; the child does without
     guardian = os.getpid()
     server = os.fork()
     if server:
@@ -46,7 +47,6 @@ def guard(lifeline: int) -> None:
 
 def _guard(server: int, lifeline: int) -> None:
     set_title("ringleader: guardian")
-    prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)  # also one that was stopped has to clean up then
     limit = os.sysconf("SC_OPEN_MAX")
     os.closerange(3, lifeline)
     os.closerange(lifeline + 1, min(limit, 1 << 16) if limit > 0 else 1 << 16)
@@ -54,11 +54,12 @@ def _guard(server: int, lifeline: int) -> None:
     def reap(*_: object) -> None:
         while True:
             try:
-                pid, _status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 os._exit(0)
             if pid == server:
-                _sweep()
+                code = os.waitstatus_to_exitcode(status)
+                _sweep(code if code >= 0 else 128 - code)
             if not pid:
                 return
 
@@ -71,8 +72,9 @@ def _guard(server: int, lifeline: int) -> None:
     _sweep()
 
 
-def _sweep() -> None:
-    """Kill all children and, as they lose their parents, all below them. Ends the process."""
+def _sweep(code: int = 0) -> None:
+    """Kill all children and, as they lose their parents, all below them. Ends the process, with the exit status of the
+    fork server if that has ended (as a shell tells a signal)."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     deadline = time.monotonic() + SWEEP
     while time.monotonic() < deadline:
@@ -82,9 +84,12 @@ def _sweep() -> None:
         except ChildProcessError:
             break
         for pid in children_of(os.getpid()):
-            os.kill(pid, signal.SIGKILL)  # a child that was not waited for: the number is still its own
+            try:
+                os.kill(pid, signal.SIGKILL)  # a child that was not waited for: the number is still its own
+            except PermissionError:
+                pass  # it runs as another user now; the others go all the same
         time.sleep(0.002)
-    os._exit(0)
+    os._exit(code)
 
 
 def children_of(pid: int) -> list[int]:
@@ -96,17 +101,17 @@ def children_of(pid: int) -> list[int]:
                 found += [int(child) for child in file.read().split()]
         return found
     except OSError:
-        return [child for child in _processes() if _parent(child) == pid]  # a kernel without these lists
+        return [child for child in processes() if parent_of(child) == pid]  # a kernel without these lists
 
 
-def _processes() -> list[int]:
+def processes() -> list[int]:
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
     except OSError:
         return []
 
 
-def _parent(pid: int) -> int:
+def parent_of(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[1])

@@ -77,7 +77,7 @@ def apply(options: ProcessOptions) -> None:
             action(value)
         except OSError as error:
             raise OptionRefused(name, value, error.strerror or str(error)) from None
-        except (ValueError, AttributeError, TypeError, KeyError) as error:
+        except (ValueError, AttributeError, TypeError, KeyError, OverflowError) as error:
             raise OptionRefused(name, value, str(error)) from None
 
 
@@ -89,11 +89,19 @@ def machine() -> Machine:
         root=os.geteuid() == 0,
         uid=os.geteuid(),
         cpus=frozenset(range(os.sysconf("SC_NPROCESSORS_CONF"))) if hasattr(os, "sched_setaffinity") else None,
+        files_of_anybody=_files_of_anybody(),
         open_files=None if hard_files == resource.RLIM_INFINITY else hard_files,
         memory_bytes=None if hard_memory == resource.RLIM_INFINITY else hard_memory,
         is_directory=os.path.isdir,
         uid_of=uid_of,
     )
+
+
+def _files_of_anybody() -> int | None:
+    try:
+        return int(Path("/proc/sys/fs/nr_open").read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def uid_of(user: str | int) -> int:

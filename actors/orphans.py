@@ -4,6 +4,9 @@ A worker is the leader of a session and group, and is killed together with its g
 by a mark: the variable RINGLEADER_WORKER, which holds the pid of the worker. It is in the environment of all that the
 worker starts, of what only forks too, as long as nobody gives it an environment made from nothing. That, too, ends at
 the latest with the program that runs the system (`guardian`).
+
+All of it is looked for among the children of the guardian. Where that was killed, and the kernel has given them to some
+other process, it is looked for among all processes; what has no mark is found by nobody then.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from actors.evidence import process_state
-from actors.guardian import children_of, overwrite_variable
+from actors.guardian import children_of, overwrite_variable, parent_of, processes
 
 MARK = "RINGLEADER_WORKER"
 UNMARKED = "0000000000"  # what the fork server has: a pid has at most that many digits
@@ -30,12 +33,16 @@ def mark() -> None:
 
 
 def sweep(worker: int, guardian: int) -> list[int]:
-    """Kills what the dead worker with this pid has left; what it started has become the guardian's. Returns whom."""
+    """Kills what the dead worker with this pid has left; what it started has become the guardian's, whose parent we
+    are. Returns whom."""
     killed: list[int] = []
     again = False
     deadline = time.monotonic() + SWEEP
     while time.monotonic() < deadline:
-        living = [pid for pid in children_of(guardian) if process_state(pid) not in {"Z", ""}]
+        found = children_of(guardian)
+        if not _is_there(guardian):
+            found = _all_around(worker)
+        living = [pid for pid in found if _lives(pid)]
         # A process that is dying has lost its mark, but still has its children: they come up next.
         left = [pid for pid in living if pid in killed or _marked(pid, worker)]
         if not left and not again:
@@ -47,6 +54,27 @@ def sweep(worker: int, guardian: int) -> list[int]:
                 _kill(pid, worker)
         time.sleep(0.001)
     return killed
+
+
+def _is_there(guardian: int) -> bool:
+    return _lives(guardian) and parent_of(guardian) == os.getpid()
+
+
+def _all_around(worker: int) -> list[int]:
+    """Whoever may be marked with the number of this worker and mean it: not if another process has that number now, nor
+    in a container inside of ours, where numbers mean others."""
+    return [] if _lives(worker) else [pid for pid in processes() if _namespace(pid) == _namespace(os.getpid())]
+
+
+def _namespace(pid: int) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except OSError:
+        return 0  # gone, or of another user
+
+
+def _lives(pid: int) -> bool:
+    return process_state(pid) not in {"Z", ""}
 
 
 def _kill(pid: int, worker: int) -> None:

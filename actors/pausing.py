@@ -1,5 +1,8 @@
 """Whether a worker handles messages at all: as the supervisor wants it, on behalf of its user (cell PAUSE).
 
+Requests have numbers: each is acted upon, also one that asks for the same as the one before, and whatever came and went
+between two looks. What has come about stands in PAUSED; a new incarnation begins with 0 there, and takes up PAUSE.
+
 A paused worker beats, publishes and keeps house; what is sent to it waits in rings and outboxes. To drain is to handle
 what was sent until now, without calling sources, and to be paused then.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 from actors.endpoint import Endpoint
 from actors.links import Link
-from bus import Cell, Field, Pause
+from bus import Cell, Field, Pause, pause_asked
 
 
 class Pausing:
@@ -16,6 +19,7 @@ class Pausing:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        self._request = 0  # the cell, as it was last seen
         self._asked = Pause.RUN
         self._until: list[tuple[Link, int]] = []  # a drain ends when these were consumed
 
@@ -27,17 +31,16 @@ class Pausing:
     def look(self) -> bool:
         """Whether nothing is to be handled now."""
         cells = self._endpoint.cells
-        asked = Pause(cells[Field.PAUSE])
-        if asked is not self._asked:
-            self._asked = asked
-            self._until = self._sent() if asked is Pause.DRAIN else []
-        if asked is Pause.DRAIN:
+        request = cells[Field.PAUSE]
+        if request != self._request:
+            self._request, (_, self._asked) = request, pause_asked(request)
+            self._until = self._sent() if self._asked is Pause.DRAIN else []
+        if self._until:
             self._until = [(link, seq) for link, seq in self._until if link.inbound.watermark < seq]
-        paused = asked is Pause.PAUSE or (asked is Pause.DRAIN and not self._until)
-        reached = asked if paused else Pause.RUN
+        reached = 0 if self._until else request
         if cells[Field.PAUSED] != reached:
             cells[Field.PAUSED] = reached
-        return paused
+        return self._asked is not Pause.RUN and not self._until
 
     def _sent(self) -> list[tuple[Link, int]]:
         """What was committed towards this worker until now."""

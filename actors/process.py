@@ -42,7 +42,11 @@ from actors.process_options import ProcessOptions
 
 AS_IT_IS = ProcessOptions()
 PRELOAD = ("actors.worker",)
-LAUNCH_TIMEOUT = 10.0  # seconds until a fork server that does not answer is taken for stuck
+WAKE_AFTER = 1.0  # seconds until a fork server that does not answer is taken for stopped, and told to go on
+LAUNCH_TIMEOUT = 5.0  # seconds until it is taken for stuck, and ended
+FIRST_TIMEOUT = (
+    10.0  # seconds for the first answer of a new one, which imports first; the next launch may have more luck
+)
 STATUS_TIMEOUT = 1.0  # seconds for the fork server to pass on the exit code of a process that is dead already
 _TO_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
@@ -104,9 +108,14 @@ class WorkerProcess:
         `target` is a function of an importable module. Returns when the process exists, not when it is up. The process
         gets copies of `pass_fds`, which it finds by `inherited()`; the caller keeps its own. If one of the options
         cannot be applied, it ends with START_FAILED, and `words` says why.
+
+        A fork server that does not answer is first told to go on, for it may have been stopped. If that does not help
+        it is ended, and the next start brings a new one. Its workers go down with it, as the kernel sees to, and have
+        done nothing; but a system that can never again restart anybody is worse. Only a new one is left to import.
         """
-        deadline = time.monotonic() + LAUNCH_TIMEOUT
         fds: list[int] = []
+        guardian: int | None = None
+        answered = False
         words = last_words.LastWords()
         try:
             with _guard:
@@ -120,17 +129,28 @@ class WorkerProcess:
                     os.close(lifeline_read)
                 fds += [status, data]
                 guardian = _server.pid
+                deadline = time.monotonic() + (LAUNCH_TIMEOUT if _server.answered else FIRST_TIMEOUT)
             # From here on, closing our ends makes sure that a process that was forked nevertheless ends by itself.
-            _write(data, message, deadline)
+            if not _readable(status, min(WAKE_AFTER, deadline - time.monotonic())):
+                _server.wake()
             pid = forkserver.SIGNED_STRUCT.unpack(_read(status, forkserver.SIGNED_STRUCT.size, deadline))[0]
+            answered = _server.answered = True
+            _write(data, message, deadline)
             return cls(pid, title, lifeline, data, status, words, guardian or 0)
         except BaseException as problem:
             words.close()
             for fd in fds:
                 os.close(fd)
-            if isinstance(problem, OSError | EOFError):
-                raise LaunchFailed(title, f"the fork server does not answer ({problem or 'it has ended'})") from problem
-            raise
+            if not isinstance(problem, OSError | EOFError):
+                raise
+            why = str(problem)
+            if guardian is not None and not answered:
+                with _guard:
+                    importing = isinstance(problem, TimeoutError) and _server.may_import()
+                    if _server.pid == guardian and not importing:  # nor another one, which another thread has launched
+                        told = _server.post_mortem()
+                        why = f"{why}, so it was ended" if isinstance(problem, TimeoutError) else told
+            raise LaunchFailed(title, f"the fork server does not answer ({why or 'it has ended'})") from problem
 
     def poll(self) -> int | None:
         """Its exit code, or minus the signal that killed it; None while it is not proven dead."""

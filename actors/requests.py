@@ -6,10 +6,12 @@ Nothing here waits or locks: a signal handler may interrupt whoever holds a lock
 from __future__ import annotations
 
 import socket
-from collections import deque
+from collections import Counter, deque
 from enum import Enum
 
+from actors.pause_request import PauseRequest
 from actors.system_errors import UnknownWorker
+from bus import Pause
 
 
 class Request(Enum):
@@ -27,7 +29,8 @@ class Requests:
 
     def __init__(self, workers: tuple[str, ...]) -> None:
         self._workers = workers
-        self._queue: deque[tuple[Request, str, str]] = deque()
+        self._queue: deque[tuple[Request, str, str, PauseRequest | None]] = deque()
+        self._pauses: Counter[str] = Counter()  # requests taken, for each worker
         self._ends: tuple[socket.socket, socket.socket] | None = None
 
     # ------------------------------------------------------------------------------------------------ for everyone
@@ -46,26 +49,31 @@ class Requests:
         """
         self._put(Request.RESTART, worker, reason)
 
-    def request_pause(self, worker: str) -> None:
+    def request_pause(self, worker: str) -> PauseRequest:
         """Have this worker handle nothing, and call no source, until it is resumed."""
-        self._put(Request.PAUSE, worker, "")
+        return self._put_pause(Request.PAUSE, worker, Pause.PAUSE)
 
-    def request_drain_worker(self, worker: str) -> None:
+    def request_drain_worker(self, worker: str) -> PauseRequest:
         """The same, once it has handled what was sent to it until now."""
-        self._put(Request.DRAIN_WORKER, worker, "")
+        return self._put_pause(Request.DRAIN_WORKER, worker, Pause.DRAIN)
 
-    def request_resume(self, worker: str) -> None:
-        self._put(Request.RESUME, worker, "")
+    def request_resume(self, worker: str) -> PauseRequest:
+        return self._put_pause(Request.RESUME, worker, Pause.RUN)
 
     @property
     def idle(self) -> bool:
         """Every request was taken."""
         return not self._queue
 
-    def _put(self, request: Request, worker: str, reason: str) -> None:
+    def _put_pause(self, request: Request, worker: str, pause: Pause) -> PauseRequest:
+        made = PauseRequest(pause)
+        self._put(request, worker, "", made)
+        return made
+
+    def _put(self, request: Request, worker: str, reason: str, made: PauseRequest | None = None) -> None:
         if request in _OF_A_WORKER and worker not in self._workers:
             raise UnknownWorker(worker, self._workers)
-        self._queue.append((request, worker, reason))
+        self._queue.append((request, worker, reason, made))
         ends = self._ends
         if ends is not None:
             try:
@@ -94,7 +102,12 @@ class Requests:
             end.close()
 
     def take(self) -> tuple[Request, str, str]:
-        return self._queue.popleft()
+        request, worker, reason, made = self._queue.popleft()
+        if made is not None:
+            # Counted where they are taken, which one thread does: the order is that in which they are passed on.
+            self._pauses[worker] += 1
+            made.number = self._pauses[worker]
+        return request, worker, reason
 
 
 _OF_A_WORKER = {Request.RESTART, Request.PAUSE, Request.DRAIN_WORKER, Request.RESUME}

@@ -33,11 +33,13 @@ from bus import (
     Cell,
     Field,
     LayoutError,
+    Pause,
     Segment,
     SegmentMissing,
     Text,
     WorkerState,
     check_ring,
+    pause_asked,
 )
 from bus.layout import HEADER_SIZE
 
@@ -122,7 +124,7 @@ class _Reader:
             pid=pid or None,
             group=self._identity.groups.get(name, ""),
             state=state,
-            paused=bool(block.get(Field.PAUSED)),
+            paused=pause_asked(block.get(Field.PAUSED))[1] is not Pause.RUN,
             health=how,
             epoch=block.get(Field.EPOCH),
             restarts=block.get(Field.RESTARTS),

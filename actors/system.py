@@ -32,6 +32,7 @@ from actors.log_collect import Collector
 from actors.log_file import LogFile
 from actors.log_worker import Levels
 from actors.message import Message
+from actors.pause_request import COMMANDS, PauseRequest, Standing, told_to
 from actors.plan import GATEWAY, Plan
 from actors.predecessor import take_over
 from actors.process import WorkerProcess
@@ -41,10 +42,10 @@ from actors.resume import Names
 from actors.rundir import RunDirectory
 from actors.stacks import stacks
 from actors.supervisor import FIRST_LOOK, LONGEST_LOOK, Supervisor
-from actors.system_errors import BadReply, StartFailed, SystemClosed
+from actors.system_errors import BadReply, Overridden, StartFailed, SystemClosed
 from actors.wiring import Wires, attach_board, attach_ring, connect, create_segments
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
-from bus import Block, Cell, Field, Pause, Segment, Text, WorkerState
+from bus import Block, Cell, Field, Segment, Text, WorkerState
 from persist import PersistError, read
 
 if TYPE_CHECKING:
@@ -197,23 +198,29 @@ class System:
         self._await(is_back, f"worker {worker!r} has not come up again", timeout)
 
     def pause(self, worker: str, timeout: float = 60.0) -> None:
-        """Returns when this worker handles nothing any more; messages to it wait, for `resume`. Raises as `restart`."""
-        self._supervisor.request_pause(worker)
-        self._await(lambda: self._paused(worker) is not Pause.RUN, f"worker {worker!r} has not paused", timeout)
+        """Returns when this worker handles nothing any more; messages to it wait, for `resume`. Raises as `restart`,
+        and Overridden when something else was asked for meanwhile; so do those below."""
+        request = self._supervisor.request_pause(worker)
+        self._await(lambda: self._paused(worker, request), f"worker {worker!r} has not paused", timeout)
 
     def drain(self, worker: str, timeout: float = 60.0) -> None:
         """The same, once it has handled what was sent to it until now; its sources are not called any more."""
-        self._supervisor.request_drain_worker(worker)
-        self._await(lambda: self._paused(worker) is Pause.DRAIN, f"worker {worker!r} has not drained", timeout)
+        request = self._supervisor.request_drain_worker(worker)
+        self._await(lambda: self._paused(worker, request), f"worker {worker!r} has not drained", timeout)
 
     def resume(self, worker: str, timeout: float = 60.0) -> None:
         """Returns when this worker handles messages again."""
-        self._supervisor.request_resume(worker)
-        self._await(lambda: self._paused(worker) is Pause.RUN, f"worker {worker!r} has not resumed", timeout)
+        request = self._supervisor.request_resume(worker)
+        self._await(lambda: self._paused(worker, request), f"worker {worker!r} has not resumed", timeout)
 
-    def _paused(self, worker: str) -> Pause:
-        """What of it has come about."""
-        return Pause(self._board.block(worker).get(Field.PAUSED))
+    def _paused(self, worker: str, request: PauseRequest) -> bool:
+        """Whether it has come about."""
+        block = self._board.block(worker)
+        told = block.get(Field.PAUSE)
+        standing = request.standing(told, block.get(Field.PAUSED))
+        if standing is Standing.OVERRIDDEN:
+            raise Overridden(worker, COMMANDS[request.asked], told_to(told))
+        return standing is Standing.DONE
 
     def _await(self, state: Callable[[], bool], what: str, timeout: float) -> None:
         deadline, pause = time.monotonic() + timeout, FIRST_LOOK

@@ -156,6 +156,17 @@ class UnknownWorker(RingleaderError):
         return f"no worker {self.worker!r} in this system; there are {', '.join(self.known)}"
 
 
+class Overridden(RingleaderError):
+    """A worker was told to pause, drain or resume, and something else later, before the first had come about."""
+
+    def __init__(self, worker: str, asked: str, told: str) -> None:
+        super().__init__(worker, asked, told)
+        self.worker, self.asked, self.told = worker, asked, told
+
+    def __str__(self) -> str:
+        return f"worker {self.worker!r}: the request to {self.asked} was overridden by a later one, to {self.told}"
+
+
 class TopologyChanged(RingleaderError):
     """The run directory holds messages that the present topology cannot deliver. `pending` counts them by edge."""
 

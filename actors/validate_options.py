@@ -17,6 +17,7 @@ from actors.process_options import ProcessOptions
 
 LEAST_FILES = 32  # what a worker has open before its handlers are made, and some more
 LEAST_MEMORY = 64 << 20
+MOST = (1 << 63) - 1  # larger numbers are no limits to the operating system
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class Machine:
     root: bool
     uid: int
     cpus: frozenset[int] | None
-    open_files: int | None
+    open_files: int | None  # what others than root may have
+    files_of_anybody: int | None  # what root may have
     memory_bytes: int | None
     is_directory: Callable[[str], bool]
     uid_of: Callable[[str | int], int]
@@ -59,9 +61,11 @@ def _wrong(name: str, value: Any, machine: Machine) -> tuple[str, str] | None:
     """What is wrong with a value, and what to do."""
     match name:
         case "memory_bytes":
-            return _size(value, LEAST_MEMORY, machine.memory_bytes, machine.root, "a number of bytes")
+            return _size(value, LEAST_MEMORY, None if machine.root else machine.memory_bytes, "a number of bytes")
         case "open_files":
-            return _size(value, LEAST_FILES, machine.open_files, machine.root, "a number of descriptors")
+            limits = [machine.files_of_anybody, None if machine.root else machine.open_files]
+            most = min((limit for limit in limits if limit is not None), default=None)
+            return _size(value, LEAST_FILES, most, "a number of descriptors")
         case "cpus":
             return _cpus(value, machine.cpus)
         case "nice":
@@ -72,6 +76,8 @@ def _wrong(name: str, value: Any, machine: Machine) -> tuple[str, str] | None:
         case "umask":
             if not _is_whole(value) or not 0 <= value <= 0o777:
                 return "not a file mode", "it is a number from 0 to 0o777, as 0o077"
+            if value & 0o700:
+                return f"with 0o{value:03o} the worker could not use its own files", "leave the owner's bits, as 0o077"
         case "cwd":
             if not isinstance(value, str) or not value or "\0" in value:
                 return "not a path", "give the path of a directory"
@@ -82,12 +88,14 @@ def _wrong(name: str, value: Any, machine: Machine) -> tuple[str, str] | None:
     return None
 
 
-def _size(value: Any, least: int, most: int | None, root: bool, noun: str) -> tuple[str, str] | None:
+def _size(value: Any, least: int, most: int | None, noun: str) -> tuple[str, str] | None:
     if not _is_whole(value):
         return "not a whole number", f"it is {noun}"
     if value < least:
         return f"a worker cannot live with less than {least}", f"it is {noun}, {least} or more"
-    if most is not None and value > most and not root:
+    if value > MOST:
+        return f"more than any process can have, which is {MOST}", "give less, or leave it out for no limit of its own"
+    if most is not None and value > most:
         return f"more than this process may give, which is {most}", "give less, or raise the limit of the system"
     return None
 

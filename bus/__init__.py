@@ -37,6 +37,8 @@ from bus.layout import (
     check_ring,
     format_ring,
     max_record,
+    pause_asked,
+    pause_cell,
     ring_size,
 )
 from bus.segment import Segment, remove_stale
@@ -108,6 +110,8 @@ __all__ = [
     "check_ring",
     "format_ring",
     "max_record",
+    "pause_asked",
+    "pause_cell",
     "remove_stale",
     "ring_size",
 ]

@@ -222,7 +222,7 @@ class Field(IntEnum):
     CARRIED = 26  # last sequence number that the worker carried over to itself
     CARRIED_ACK = 27  # and the last of these that it has consumed
     DISK_FULL = 28  # its journal has no room for sends
-    PAUSED = 29  # the Pause that it has reached: other than RUN, it handles nothing until it is told to go on
+    PAUSED = 29  # the value of PAUSE that has come about; 0 while it does not: a drain is under way
     RETRY_PEER = 30  # peer index + 1 of the message that waits for its next attempt, 0: none does
     RETRY_SEQ = 31
     RETRY_ATTEMPTS = 32  # those that failed
@@ -236,7 +236,7 @@ class Field(IntEnum):
     LAST_DEATH_CODE = 51  # two's complement: negative numbers are signals
     SUPERVISED_STATE = 52  # a WorkerState
     GATE = 53  # 1: those before it in the order of start are up, so its handlers may be made
-    PAUSE = 54  # a Pause
+    PAUSE = 54  # what was asked for last: the number of the request, and a Pause (`pause_cell`)
     DEATHS = 55  # ends that were neither clean nor asked for
 
 
@@ -268,6 +268,16 @@ class Pause(IntEnum):
     RUN = 0
     PAUSE = 1  # stop between two transactions
     DRAIN = 2  # handle what was sent to it until now, then stop
+
+
+def pause_cell(number: int, pause: Pause) -> int:
+    """The cell for the request with this number, from 1: asking twice for the same is two requests."""
+    return number << 2 | pause
+
+
+def pause_asked(cell: int) -> tuple[int, Pause]:
+    """The other way: the number of the request, and what it asks for. 0 is a worker that was never asked."""
+    return cell >> 2, Pause(cell & 3)
 
 
 class WorkerState(IntEnum):

@@ -25,9 +25,9 @@ PURE = {
     "actors": {
         "annotations", "attempts", "codec", "components", "control_progress", "control_protocol", "control_view",
         "declaration", "errors", "exits", "fingerprint", "handler", "handler_policy", "hang", "letter_commands",
-        "log_record", "message", "naming", "outgoing", "plan", "process_options", "reasons", "replies", "restart",
-        "resume", "sends", "shipping", "supervision", "system_errors", "table", "validate", "validate_options",
-        "validate_supervision",
+        "log_record", "message", "naming", "outgoing", "pause_request", "plan", "process_options", "reasons", "replies",
+        "restart", "resume", "sends", "shipping", "supervision", "system_errors", "table", "validate",
+        "validate_options", "validate_supervision",
     },
 }  # fmt: skip
 ACTING = {

@@ -179,6 +179,26 @@ def test_stop_handles_what_waits_for_paused_workers_and_spares_the_program(live:
     assert not (live.path / SOCKET).exists()
 
 
+@pytest.mark.parametrize(("end", "state"), [(signal.SIGKILL, "gave_up"), (None, "stopped")])
+def test_a_worker_that_is_over_is_brought_back(home: Path, end: signal.Signals | None, state: str) -> None:
+    topology = Topology("live", directory=home / "live")
+    for name in ("stays", "leaves"):
+        topology.worker(name, **{f"{name}_sink": Sink})
+        topology.external(f"{name}_sink", Tick)
+    if end is None:
+        topology.supervise("leaves", restart="temporary")
+    else:
+        topology.group("frail", ["leaves"], max_restarts=0, restart="temporary")
+    with topology.start() as system:
+        os.kill(system.status().worker("leaves").pid or 0, end or signal.SIGABRT)
+        until(lambda: system.status().worker("leaves").state == state, f"it to be {state}")
+        for command in ("pause", "resume"):
+            assert "it has ended and is not started again" in ringleader(command, "live", "leaves").stderr
+        result = ringleader("restart", "live", "leaves")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert system.status().worker("leaves").state == "running"
+
+
 def test_without_waiting_a_worker_is_only_asked(live: Live) -> None:
     code, out, err = told(ringleader("restart", "live", "stats", "--no-wait"))
     assert (code, err) == (0, "")

@@ -27,8 +27,9 @@ from actors.control_protocol import (
 )
 from actors.control_socket import ControlServer, Peer
 from actors.own_stacks import own_stacks
+from actors.pause_request import PauseRequest
 from actors.rundir import RunDirectory
-from bus import BoardCell, Pause, WorkerState
+from bus import BoardCell, Pause, WorkerState, pause_cell
 
 from .faked import SECOND, FakeSystem
 
@@ -39,8 +40,9 @@ UP = Seen(
     supervised=WorkerState.RUNNING,
     pid=4711,
     epoch=2,
-    told=Pause.RUN,
-    paused=Pause.RUN,
+    deaths=3,
+    told=0,
+    paused=0,
 )
 
 
@@ -54,23 +56,59 @@ UP = Seen(
         (Change.RESTART, {"epoch": 3, "state": WorkerState.WAITING}, False),
         (Change.RESTART, {"epoch": 3, "state": WorkerState.RUNNING, "supervised": WorkerState.STARTING}, False),
         (Change.RESTART, {"epoch": 3}, True),
-        (Change.RESTART, {"epoch": 4, "told": Pause.PAUSE, "paused": Pause.PAUSE}, True),
+        (Change.RESTART, {"epoch": 4, "told": pause_cell(1, Pause.PAUSE), "paused": pause_cell(1, Pause.PAUSE)}, True),
         (Change.RESTART, {"supervised": WorkerState.STOPPED, "state": WorkerState.STOPPED}, False),
-        (Change.PAUSE, {}, False),
-        (Change.PAUSE, {"told": Pause.PAUSE}, False),
-        (Change.PAUSE, {"told": Pause.PAUSE, "paused": Pause.DRAIN}, False),
-        (Change.PAUSE, {"told": Pause.PAUSE, "paused": Pause.PAUSE}, True),
-        (Change.DRAIN, {"told": Pause.DRAIN}, False),
-        (Change.DRAIN, {"told": Pause.DRAIN, "paused": Pause.PAUSE}, False),  # still paused from before
-        (Change.DRAIN, {"told": Pause.DRAIN, "paused": Pause.DRAIN}, True),
-        (Change.RESUME, {}, True),
-        (Change.RESUME, {"told": Pause.PAUSE, "paused": Pause.PAUSE}, False),
-        (Change.RESUME, {"told": Pause.RUN, "paused": Pause.PAUSE}, False),
-        (Change.RESUME, {"told": Pause.PAUSE, "paused": Pause.RUN}, False),
     ],
 )
 def test_a_change_is_done_when_the_worker_shows_it(change: Change, now: dict, is_done: bool) -> None:
     assert done(change, "stats", UP, replace(UP, **now)) is is_done
+
+
+ASKED = [(Change.PAUSE, Pause.PAUSE), (Change.DRAIN, Pause.DRAIN), (Change.RESUME, Pause.RUN)]
+
+
+@pytest.mark.parametrize(("change", "pause"), ASKED)
+def test_a_pause_is_done_when_the_worker_says_so_of_this_request_or_a_later_one(change: Change, pause: Pause) -> None:
+    def is_done(number: int, told: tuple[int, Pause], paused: tuple[int, Pause]) -> bool:
+        now = replace(UP, told=pause_cell(*told), paused=pause_cell(*paused))
+        return done(change, "stats", UP, now, PauseRequest(pause, number))
+
+    other = Pause.PAUSE if pause is Pause.RUN else Pause.RUN
+    assert not is_done(0, (4, pause), (4, pause)), "the request before it is not it"
+    assert not is_done(5, (4, pause), (4, pause)), "nor when the supervisor has only taken it"
+    assert not is_done(0, (4, other), (4, other)), "and has not overridden it"
+    assert not is_done(5, (5, pause), (4, pause)), "the worker has not seen it"
+    assert not is_done(5, (5, pause), (0, Pause.RUN)), "it is under way"
+    assert is_done(5, (5, pause), (5, pause))
+    assert not is_done(5, (7, pause), (5, pause)), "somebody asked for the same again"
+    assert is_done(5, (7, pause), (7, pause))
+
+
+@pytest.mark.parametrize(("change", "pause"), ASKED)
+@pytest.mark.parametrize("later", Pause)
+def test_who_was_overridden_is_told_at_once(change: Change, pause: Pause, later: Pause) -> None:
+    now = replace(UP, told=pause_cell(6, later), paused=pause_cell(5, pause))
+    if later is pause:
+        assert not done(change, "stats", UP, now, PauseRequest(pause, 5))
+        return
+    name = {Pause.RUN: "resume", Pause.PAUSE: "pause", Pause.DRAIN: "drain"}[later]
+    with pytest.raises(Refused, match=f"^stats: overridden by another request, to {name}$") as refused:
+        done(change, "stats", UP, now, PauseRequest(pause, 5))
+    assert refused.value.error == "failed"
+
+
+@pytest.mark.parametrize("state", sorted(OVER))
+def test_a_restart_brings_back_who_had_ended_or_was_given_up(state: WorkerState) -> None:
+    over = replace(UP, state=state, supervised=state, pid=0)
+    assert not done(Change.RESTART, "stats", over, over)
+    assert not done(Change.RESTART, "stats", over, replace(over, supervised=WorkerState.STARTING))
+    assert done(Change.RESTART, "stats", over, replace(UP, epoch=3))
+
+
+def test_a_restart_of_one_that_is_given_up_again_is_refused() -> None:
+    over = replace(UP, supervised=WorkerState.GAVE_UP, pid=0)
+    with pytest.raises(Refused, match="stats: it was given up"):
+        done(Change.RESTART, "stats", over, replace(over, deaths=over.deaths + 1))
 
 
 @pytest.mark.parametrize("change", Change)
@@ -94,18 +132,23 @@ class Asked:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, ...]] = []
+        self.number = 0
 
     def request_restart(self, worker: str) -> None:
         self.calls.append(("restart", worker))
 
-    def request_pause(self, worker: str) -> None:
-        self.calls.append(("pause", worker))
+    def request_pause(self, worker: str) -> PauseRequest:
+        return self.pause_request("pause", worker, Pause.PAUSE)
 
-    def request_drain_worker(self, worker: str) -> None:
-        self.calls.append(("drain", worker))
+    def request_drain_worker(self, worker: str) -> PauseRequest:
+        return self.pause_request("drain", worker, Pause.DRAIN)
 
-    def request_resume(self, worker: str) -> None:
-        self.calls.append(("resume", worker))
+    def request_resume(self, worker: str) -> PauseRequest:
+        return self.pause_request("resume", worker, Pause.RUN)
+
+    def pause_request(self, name: str, worker: str, pause: Pause) -> PauseRequest:
+        self.calls.append((name, worker))
+        return PauseRequest(pause, self.number)
 
     def request_stop(self, drain: bool = True, reason: str = "requested") -> None:
         self.calls.append(("stop", str(drain), reason))
@@ -175,7 +218,8 @@ def test_what_is_not_done_in_time_is_told_with_what_is_missing(served: Served) -
     served.system.fill("stats", STATE=WorkerState.RUNNING)
     with pytest.raises(Refused, match="the supervisor has not passed it on; the worker is running"):
         ask(served.path, "pause", OnWorker("stats", timeout_seconds=0.05), WorkerChanged)
-    served.system.fill("stats", PAUSE=Pause.DRAIN)
+    served.asked.number = 1
+    served.system.fill("stats", PAUSE=pause_cell(1, Pause.DRAIN))
     with pytest.raises(Refused, match=r"not drained within 0 s: the worker is running$"):
         ask(served.path, "drain", OnWorker("stats", timeout_seconds=0), WorkerChanged)
 
@@ -232,7 +276,8 @@ def test_own_stacks_show_all_threads_the_main_one_first() -> None:
 
 
 def test_info_tells_how_the_system_is(served: Served) -> None:
-    served.system.fill("stats", EPOCH=7, PAUSED=Pause.DRAIN)
+    served.system.fill("stats", EPOCH=7, PAUSED=pause_cell(9, Pause.DRAIN))
+    served.system.fill("ingest", PAUSED=pause_cell(8, Pause.RUN))
     info = ask(served.path, "info", Empty(), Info)
     assert (info.system, info.pid, info.protocol, info.state) == ("trades", os.getpid(), PROTOCOL, "running")
     assert info.run_id == served.system.identity.run_id

@@ -98,6 +98,8 @@ def test_without_options_it_is_as_the_supervisor_is(started, tmp_path: Path) -> 
         (ProcessOptions(cpus=(100_000,)), "Invalid argument"),
         (ProcessOptions(cpus=(min(os.sched_getaffinity(0)), 1000)), "there is no processor 1000 for this process"),
         (ProcessOptions(memory_bytes=1 << 20), "the process takes .* bytes before any handler is made; give"),
+        (ProcessOptions(memory_bytes=1 << 63), "too large"),
+        (ProcessOptions(open_files=1 << 64), "too large"),
         (ProcessOptions(open_files=1 << 62), "not allowed to raise maximum limit"),
         (ProcessOptions(user="nobody"), "journals and shared memory are for this one only"),
         (ProcessOptions(user="no such user"), "no such user"),

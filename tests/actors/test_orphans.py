@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -54,6 +55,30 @@ def descendants(started: list[WorkerProcess], path: Path, then: str = "hold") ->
     pids = [int(pid) for pid in text_of(path).split()]
     assert len(pids) == len(KINDS)
     return pids
+
+
+@contextlib.contextmanager
+def killed_in_any_case(pids: list[int]) -> Iterator[None]:
+    """A test that fails leaves nobody behind."""
+    pidfds = [os.pidfd_open(pid) for pid in pids]
+    try:
+        yield
+    finally:
+        for pidfd in pidfds:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+
+
+@contextlib.contextmanager
+def marked(worker: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is marked as one of this worker, and a child of ours."""
+    with subprocess.Popen(["sleep", "600"], env={orphans.MARK: f"{worker:010d}"}) as child:
+        try:
+            until(lambda: orphans._marked(child.pid, worker), "it to be executed")
+            yield child
+        finally:
+            child.kill()
 
 
 @pytest.mark.parametrize("then", ["hold", "end"])
@@ -110,6 +135,38 @@ def test_death_of_the_guardian_is_the_death_of_its_workers_and_survived(started)
     started.append(WorkerProcess.start(targets.returns, (5,)))
     assert select.select([started[1].pidfd], [], [], 10)[0]
     assert started[1].poll() == 5
+
+
+@pytest.mark.parametrize("then", ["hold", "end"])
+def test_what_a_worker_started_goes_with_it_when_the_guardian_was_killed(started, tmp_path: Path, then: str) -> None:
+    pids = descendants(started, tmp_path / "pids", then)
+    with marked(started[0].pid + 100_000) as other, killed_in_any_case(pids):
+        if then == "end":
+            assert select.select([started[0].pidfd], [], [], 10)[0]
+        before = guardian()
+        os.kill(before, signal.SIGKILL)
+        dead_within([before, started[0].pid], 2)
+        os.kill(pids[1], signal.SIGSTOP)
+        started[0].kill()  # as the supervisor does at every death
+        dead_within(pids, 2)
+        assert other.poll() is None, "that of another worker stays"
+
+
+def test_a_number_that_another_process_has_now_is_not_looked_for_everywhere() -> None:
+    with marked(os.getpid()) as child:
+        assert sweep(os.getpid(), 1 << 30) == []
+        assert child.poll() is None
+
+
+def test_a_guardian_that_is_stopped_cleans_up_when_it_is_to_end(started, tmp_path: Path) -> None:
+    pids = descendants(started, tmp_path / "pids", "end")
+    before = guardian()
+    assert select.select([started[0].pidfd], [], [], 10)[0]
+    assert started[0].poll() == 0
+    with killed_in_any_case(pids):
+        os.kill(before, signal.SIGSTOP)
+        stop_forkserver()
+        dead_within([before, *pids], 0)
 
 
 def test_helpers_have_titles_and_keep_no_descriptors(started) -> None:
@@ -193,10 +250,11 @@ def test_stopped_descendants_go_too(tmp_path: Path) -> None:
         assert run.stdout is not None
         worker, guard, server = [int(pid) for pid in run.stdout.readline().split()][:3]
         everyone = [*(int(pid) for pid in text_of(tmp_path / "pids").split()), worker, server, guard]
-        for pid in everyone:
-            os.kill(pid, signal.SIGSTOP)
-        run.kill()
-        dead_within(everyone, 2)
+        with killed_in_any_case([*everyone, run.pid]):
+            for pid in everyone:
+                os.kill(pid, signal.SIGSTOP)
+            run.kill()
+            dead_within(everyone, 2)
 
 
 def test_a_program_that_is_not_process_1_waits_for_nobody_elses_children() -> None:

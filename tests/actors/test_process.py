@@ -16,7 +16,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from multiprocess import spawn
 
+from actors import forkserver as forkserver_module
 from actors import process as process_module
 from actors.exits import WorkerExit
 from actors.guardian import children_of
@@ -207,20 +209,82 @@ def test_fork_server_imports_what_this_program_can_import(tmp_path: Path, monkey
 
 
 def test_stuck_fork_server_is_a_failed_launch(started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(WorkerProcess.start(targets.returns, (0,))) as process:
+        assert ended(process) == 0
     server = server_pid()
     os.kill(server, signal.SIGSTOP)
     try:
         monkeypatch.setattr(process_module, "LAUNCH_TIMEOUT", 0.2)
-        with pytest.raises(LaunchFailed, match=r"'ringleader: worker' could not be launched: .*timed out"):
+        monkeypatch.setattr(process_module._server, "wake", lambda: None)
+        reason = r"'ringleader: worker' could not be launched: .*timed out, so it was ended"
+        with pytest.raises(LaunchFailed, match=reason):
             WorkerProcess.start(targets.write, (tmp_path / "ran", "it ran after all"))
     finally:
-        os.kill(server, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGCONT)
     monkeypatch.undo()
+    assert not psutil.pid_exists(server)
     started.append(WorkerProcess.start(targets.returns, (0,)))
     assert ended(started[0]) == 0
-    # The one that was given up is forked before the next one, and must end by itself without having run anything.
-    until(lambda: not [c for c in psutil.Process(server).children() if c.status() != "zombie"], "the late child to end")
     assert not (tmp_path / "ran").exists()
+
+
+def test_new_fork_server_is_left_to_import(started, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_forkserver()
+    start_forkserver(("tests.actors.targets",))
+    server = server_pid()
+    os.kill(server, signal.SIGSTOP)
+    monkeypatch.setattr(process_module, "FIRST_TIMEOUT", 0.2)
+    monkeypatch.setattr(process_module._server, "wake", lambda: None)
+    with pytest.raises(LaunchFailed, match=r"does not answer \(timed out\)$"):
+        WorkerProcess.start(targets.returns, (0,))
+    os.kill(server, signal.SIGCONT)
+    monkeypatch.undo()
+    started.append(WorkerProcess.start(targets.returns, (5,)))
+    assert ended(started[0]) == 5
+    assert server_pid() == server
+
+
+def test_fork_server_that_was_stopped_is_woken(started, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, guardian = server_pid(), guardian_pid()
+    started.append(WorkerProcess.start(targets.holds))
+    for pid in (server, guardian):
+        os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(process_module, "WAKE_AFTER", 0.1)
+    started.append(WorkerProcess.start(targets.returns, (5,)))
+    assert ended(started[1]) == 5
+    assert (server_pid(), guardian_pid()) == (server, guardian)
+    assert not stopped(guardian)
+    assert started[0].poll() is None
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("not executable", r"it ended with exit status 255, as where .*/not-python cannot be executed by this user"),
+        ("ends at once", r"it ended with exit status 9\b"),
+        ("killed", r"it ended with exit status 137\b"),
+    ],
+)
+def test_end_of_a_new_fork_server_is_told_with_its_exit_status(tmp_path: Path, how: str, told: str) -> None:
+    program = tmp_path / "not-python"
+    program.write_text("#!/bin/sh\nexit 9\n")
+    program.chmod(0o600 if how == "not executable" else 0o700)
+    stop_forkserver()
+    executable, boot = spawn.get_executable(), forkserver_module._BOOT
+    try:
+        if how == "killed":
+            forkserver_module._BOOT = boot.replace("sys.path[:] =", "os.kill(os.getpid(), 9)\nsys.path[:] =")
+        else:
+            spawn.set_executable(str(program))
+        with pytest.raises(LaunchFailed, match=told):
+            WorkerProcess.start(targets.returns, (0,))
+    finally:
+        spawn.set_executable(executable)
+        forkserver_module._BOOT = boot
+        stop_forkserver()
+    with contextlib.closing(WorkerProcess.start(targets.returns, (5,))) as process:
+        assert ended(process) == 5
 
 
 def test_death_of_the_fork_server_is_the_death_of_its_workers_and_survived(started) -> None:

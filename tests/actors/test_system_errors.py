@@ -24,6 +24,7 @@ ERRORS: list[RingleaderError] = [
     system_errors.UnknownHandler("reprot", "Trade", (), ("report",)),
     system_errors.UnknownHandler("report", "Trade", ("Question",), ("report",)),
     system_errors.UnknownWorker("statz", ("ingest", "report")),
+    system_errors.Overridden("report", "drain", "resume"),
     system_errors.TopologyChanged("workers are gone", {"a -> b": 3}),
 ]
 

@@ -19,6 +19,7 @@ HERE = Machine(
     uid=1000,
     cpus=frozenset({0, 1, 2, 3}),
     open_files=4096,
+    files_of_anybody=1 << 20,
     memory_bytes=None,
     is_directory=lambda path: path == "/srv",
     uid_of={"me": 1000, "root": 0, 1000: 1000, 0: 0}.__getitem__,
@@ -66,6 +67,10 @@ def test_what_can_be_granted_is_no_problem(options: dict[str, Any]) -> None:
         ({"open_files": 3}, ["open_files=3: a worker cannot live with less than 32"]),
         ({"open_files": 1.5}, ["open_files=1.5: not a whole number"]),
         ({"open_files": 5000}, ["open_files=5000: more than this process may give, which is 4096"]),
+        ({"memory_bytes": 1 << 63}, ["memory_bytes=9223372036854775808: more than any process can have", "give less"]),
+        ({"open_files": 1 << 64}, ["open_files=18446744073709551616: more than any process can have"]),
+        ({"umask": 0o177}, ["umask=127: with 0o177 the worker could not use its own files", "as 0o077"]),
+        ({"umask": 0o400}, ["umask=256: with 0o400"]),
         ({"cpus": (1, 4, 9)}, ["cpus=(1, 4, 9): there is no processor 4, 9 here; there are 0 to 3"]),
         ({"cpus": ()}, ["cpus=(): not a set of processors", "as cpus=[0, 1]"]),
         ({"cpus": ("a",)}, ["cpus=('a',): not a set of processors"]),
@@ -95,6 +100,11 @@ def test_mistakes_are_told_with_worker_name_value_and_hint(options: dict[str, An
 def test_root_may_what_others_may_not() -> None:
     root = replace(HERE, root=True)
     assert found(root, nice=-5, open_files=5000) == []
+    (problem,) = found(root, open_files=1 << 40)
+    assert "open_files=1099511627776: more than this process may give, which is 1048576; give less" in problem
+    assert found(replace(root, files_of_anybody=None), open_files=1 << 40) == []
+    assert len(found(root, memory_bytes=1 << 63)) == 1
+    assert found(root, memory_bytes=(1 << 63) - 1) == []
 
 
 def test_where_processors_cannot_be_chosen() -> None:
