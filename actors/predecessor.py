@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from contextlib import closing
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,7 +24,16 @@ from bus import Board, Field, LayoutError, Segment, SegmentMissing
 from bus.segment import remove_stale
 from persist import Journal, Recovered, Snapshot, read
 
-Suspects = dict[str, tuple[int, int]]  # worker -> (peer index in the present plan, sequence number)
+
+class Suspect(NamedTuple):
+    """A message that was in progress when the run before was killed, and the epoch of the worker that was at it."""
+
+    peer: int  # index in the present plan
+    seq: int
+    epoch: int
+
+
+Suspects = dict[str, Suspect]  # by worker
 
 
 def take_over(directory: RunDirectory, plan: Plan) -> tuple[Identity, str, Suspects]:
@@ -67,7 +77,7 @@ def _in_progress(old: Identity, plan: Plan) -> Suspects:
                 block = board.block(worker)
                 peer, seq = block.get(Field.BUSY_PEER) - 1, block.get(Field.BUSY_SEQ)
                 if 0 <= peer < len(old.peers) and old.peers[peer] in plan.peers:
-                    found[worker] = plan.peers.index(old.peers[peer]), seq
+                    found[worker] = Suspect(plan.peers.index(old.peers[peer]), seq, block.get(Field.EPOCH))
     except (SegmentMissing, LayoutError, OSError, ValueError):
         pass  # it ended by itself, the machine was restarted, or it was killed before there was a board
     return found

@@ -82,6 +82,9 @@ class System:
             self._segments = create_segments(plan, self._identity.run_id)
             # failpoint: segments-created
             self._board = attach_board(self._identity.run_id, self._wires)
+            for name, left in self._left_suspects.items():
+                # By it the next incarnation sees whether the attempt was counted already (`worker.open_journal`).
+                self._board.block(name).set(Field.EPOCH, left.epoch)
             self._blocks = [self._board.block(worker.name) for worker in plan.workers]
             self._views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
             self._gateway = self._open_gateway()
@@ -309,7 +312,7 @@ class System:
             observer=observer,
             beat=beat,
             recount=self._recount,
-            suspects=self._left_suspects,
+            suspects={worker: (one.peer, one.seq) for worker, one in self._left_suspects.items()},
         )
 
     def _make_control(self) -> ControlServer:
