@@ -43,7 +43,7 @@ class DeclaredOptions:
 @dataclass(frozen=True, slots=True)
 class DeclaredGroup:
     name: Any
-    members: tuple[Any, ...]
+    members: Any  # a tuple, if it can be used
     options: Mapping[str, Any]
     where: str
 

@@ -22,7 +22,7 @@ import msgspec
 
 from actors.answers import Answers
 from actors.careful import Careful
-from actors.codec import FLAG_COMMAND
+from actors.codec import FLAG_COMMAND, FLAG_REQUEUED
 from actors.endpoint import Endpoint
 from actors.hosted import Context, Hosted
 from actors.inlets import Inlet
@@ -264,7 +264,7 @@ class Dispatcher:
     def _begin(self, arrival: Arrival, seq: int) -> None:
         """The message in progress, for whoever has to find out what a worker died of."""
         context = self._context
-        local = arrival.link is self._endpoint.me
+        local = arrival.link is self._endpoint.me and not arrival.flags & FLAG_REQUEUED
         context.peer = "" if local else arrival.link.name
         context.seq, context.flags, context.replied = seq, arrival.flags, False
         self._began = (arrival.link.index, arrival.first + arrival.length - 1)

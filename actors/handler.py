@@ -57,7 +57,8 @@ class Handler:
 
     @property
     def message_id(self) -> str:
-        """The id of the message being handled, `edge/number`; empty when none is.
+        """The id of the message being handled, `sender/number`; empty when none is, or when it is from a handler of the
+        same worker.
 
         It stays the same when the message is handled again after a crash, so it can serve as an idempotency key for
         effects outside the system, which may happen more than once.
@@ -83,8 +84,8 @@ class Handler:
         self._not_running("stop_system")
 
     def stop_worker(self) -> None:
-        """Ask for a clean end of this worker alone: once this transaction is committed and what was taken together with
-        it is handled, `on_stop` of its handlers is called and its process ends with exit code 0.
+        """Ask for a clean end of this worker alone: once this transaction is committed, and what it has sent was taken
+        by its receivers, `on_stop` of its handlers is called and its process ends with exit code 0.
 
         Whether it is started again is up to `topology.supervise`: a `permanent` worker, which is the default, is, and
         that counts against the restart limit; a `transient` or a `temporary` one stays away until the next start of the

@@ -186,7 +186,8 @@ class Topology:
             "restart_period": restart_period,
             "restart": restart,
         }
-        self._declaration.groups.append(DeclaredGroup(name, tuple(members), options, _caller()))
+        listed = tuple(members) if isinstance(members, Iterable) and not isinstance(members, str) else members
+        self._declaration.groups.append(DeclaredGroup(name, listed, options, _caller()))
 
     def route(self, source: str, message: MessageTypes, /, *, to: str | Iterable[str]) -> None:
         """Messages of this type (or of these), sent by the source handler, go to this handler, or to each of these.

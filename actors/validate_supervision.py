@@ -71,6 +71,10 @@ def _groups(declaration: Declaration, workers: list[str]) -> Iterator[Problem]:
             hint = "workers and groups share one name space: take another name"
             yield Problem("duplicate-group", name, f"{kind} is called {name!r} as well", hint, group.where)
         seen.add(name)
+        if not isinstance(group.members, tuple):
+            text = f"group {name!r}: its members are {group.members!r}"
+            yield Problem("bad-members", name, text, "give a list of names of workers and groups", group.where)
+            continue
         if not group.members:
             yield Problem("empty-group", name, f"group {name!r} has no members", "name its workers", group.where)
         yield from _members(group, [*workers, *groups], inside)
@@ -104,7 +108,8 @@ def _members(group: DeclaredGroup, known: list[str], inside: dict[str, str]) -> 
 
 def _circles(groups: dict[str, DeclaredGroup]) -> Iterator[Problem]:
     """A group that lies, however deep, in itself is never reached from the root."""
-    around = {member: name for name, group in groups.items() for member in group.members if isinstance(member, str)}
+    listed = {name: group.members for name, group in groups.items() if isinstance(group.members, tuple)}
+    around = {member: name for name, members in listed.items() for member in members if isinstance(member, str)}
     for name, group in groups.items():
         seen, at = {name}, around.get(name)
         while at is not None and at not in seen:

@@ -118,6 +118,15 @@ def test_a_bad_group_is_told(groups: dict[str, list[str]], kind: str) -> None:
     assert the_one(topology).kind == kind
 
 
+@pytest.mark.parametrize("members", ["w-a", None, 7])
+def test_members_that_are_no_list_are_told(members: Any) -> None:
+    topology = system()
+    topology.group("g", members)
+    problem = the_one(topology)
+    assert problem.kind == "bad-members"
+    assert f"its members are {members!r}" in str(problem)
+
+
 def test_two_groups_in_each_other_are_told() -> None:
     topology = system()
     topology.group("g", ["w-a", "h"])
