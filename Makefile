@@ -10,7 +10,7 @@ run: $(STAMP)-examples
 	$(BIN)/python examples/flights.py
 
 test: $(STAMP)-test lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.side_by_side
 
 lint: $(STAMP)-test
 	$(BIN)/ruff check .
