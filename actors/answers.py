@@ -33,7 +33,7 @@ class Answers:
         """What `Handler.reply` does. To a message that was requeued the answer goes nowhere: whoever asked was
         told that it was given up."""
         context = self._context
-        asked = context.flags & FLAG_ASK and context.peer == GATEWAY
+        asked = context.flags & FLAG_ASK and context.peer == GATEWAY and not context.local
         if not (asked or context.flags & FLAG_REQUEUED) or context.replied:
             raise NothingToReply(context.handler, type(message).__name__, context.message_id(), context.replied)
         codec = self._codecs.get(type(message))

@@ -186,7 +186,7 @@ class Dispatcher:
             prepared = self.prepare()
         except Exception as error:  # whatever user code raises
             context = self._context
-            if not handled and context.peer:
+            if not handled and not context.local:
                 # The message at hand has failed, and what came before it in this batch is handled again first.
                 self.careful.failed((self._began[0], context.seq), self._route, context.peer, error)
             else:
@@ -264,9 +264,8 @@ class Dispatcher:
     def _begin(self, arrival: Arrival, seq: int) -> None:
         """The message in progress, for whoever has to find out what a worker died of."""
         context = self._context
-        local = arrival.link is self._endpoint.me and not arrival.flags & FLAG_REQUEUED
-        context.peer = "" if local else arrival.link.name
-        context.seq, context.flags, context.replied = seq, arrival.flags, False
+        context.peer, context.seq, context.flags, context.replied = arrival.link.name, seq, arrival.flags, False
+        context.local = arrival.link is self._endpoint.me and not arrival.flags & FLAG_REQUEUED
         self._began = (arrival.link.index, arrival.first + arrival.length - 1)
         self._route = arrival.route
         self._cells[Field.BUSY_SEQ] = seq
@@ -331,7 +330,7 @@ class Dispatcher:
         if me.outbound.assigned != me.inbound.seen:
             return
         handled, context = 0, self._context
-        peer, context.peer = context.peer, ""  # they have no number of their own, and the one of their cause is its own
+        before, context.local = context.local, True
         while local and self._budget > 0:
             self._budget -= 1
             lane, message = local.popleft()
@@ -341,7 +340,7 @@ class Dispatcher:
                 call(message if lane.codec.late else inlet.codec.decode_one(message))
             # failpoint: local-handled
             handled += 1
-        context.peer = peer
+        context.local = before
         self._handled += handled
 
     # ------------------------------------------------------------------------------------------------ transactions
@@ -399,7 +398,7 @@ class Dispatcher:
         """Up to so many calls of one `on_loop`, to be committed as one transaction, and what the last of them asked
         for. Whatever user code raises is raised here, rolled back."""
         outgoing = self._outgoing
-        self._context.peer = ""
+        self._context.peer, self._context.local = "", False
         try:
             self._enter(hosted)
             while True:

@@ -20,7 +20,7 @@ from actors.table import Table
 class Context:
     """What the handler at work may ask about: the message in progress. One per worker."""
 
-    __slots__ = ("end", "flags", "handler", "peer", "replied", "reply", "seq", "stop")
+    __slots__ = ("end", "flags", "handler", "local", "peer", "replied", "reply", "seq", "stop")
 
     def __init__(self) -> None:
         self.peer = ""
@@ -30,10 +30,13 @@ class Context:
         self.replied = False
         self.stop = False
         self.end = False
+        self.local = (
+            False  # it is from a handler of this worker: peer and seq are those of its cause, or of its carrying
+        )
         self.reply: Callable[[Message], None] = lambda message: None
 
     def message_id(self) -> str:
-        return f"{self.peer}/{self.seq}" if self.peer else ""
+        return f"{self.peer}/{self.seq}" if self.peer and not self.local else ""
 
     def request_stop(self) -> None:
         self.stop = True

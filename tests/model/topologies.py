@@ -72,13 +72,19 @@ around = Surroundings()
 class Actor(Handler):
     state: Record
 
+    @property
+    def place(self) -> str:
+        """Which message is being handled, or caused what is; empty in `on_loop`."""
+        context = vars(self)["_message_id"].__self__
+        return f"{context.peer}/{context.seq}" if context.peer else ""
+
     def note(self, uid: int, *sends: Message, how: str = "", answered: bool = False) -> None:
         """Handles something: records it and sends."""
         around.step("handling")
         sent: list[Sent] = [(type(message).__name__, vars_of(message)["uid"]) for message in sends]
         if answered:
-            sent.append(("#reply", int(self.message_id.rpartition("/")[2])))
-        self.state.items.append((self.message_id, around.number(), uid, sent))
+            sent.append(("#reply", int(self.place.rpartition("/")[2])))
+        self.state.items.append((self.place, around.number(), uid, sent))
         for message in sends:
             self.send(message)
         if how == "die":
@@ -86,7 +92,7 @@ class Actor(Handler):
         if how == "die at commit":
             around.doom()
         # Not in `on_loop`: who raises there is called again much later.
-        if how == "raise" or (self.message_id and around.flaky()):
+        if how == "raise" or (self.place and around.flaky()):
             raise ValueError(f"cannot handle {uid}")
         around.step("handled")
 
