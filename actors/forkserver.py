@@ -104,7 +104,7 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
             self.stop(CLEANING)
             try:
                 answer = super().connect_to_new_process(fds)
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError):  # before, or in the middle of it
                 raise ConnectionRefusedError(self.post_mortem()) from None
         return answer
 
