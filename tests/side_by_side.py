@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[1]
-HALVES = (["tests/actors"], ["tests", "--ignore=tests/actors"])
+FIRST = ["tests/actors", "tests/bench", "tests/bus", "tests/examples", "tests/persist/ilm"]
+HALVES = (FIRST, ["tests", *(f"--ignore={folder}" for folder in FIRST)])
 OWN_SHM = (
     *("unshare", "--mount", "--propagation", "private", "sh", "-c"),
     *('mount -t tmpfs -o mode=1777 tmpfs /dev/shm && exec "$@"', "sh"),
