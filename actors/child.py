@@ -73,13 +73,13 @@ class Child:
         if self.process is None:
             self.block.set(Field.STATE, state)
 
-    def launched_by(self, launch: Launch) -> Process:
+    def launched_by(self, launch: Launch, *, let_in: bool = False) -> Process:
         """Start the next incarnation. It is told of the suspect until it, or one after it, has an epoch of its own."""
         self.kill_reason, self.killed_at = "", math.inf
         self.late = self.innocent = self.ready = self.recounted = False
         self.facts = None
         self.epoch_before = self.block.get(Field.EPOCH)
-        self.block.set(Field.GATE, 0)
+        self.block.set(Field.GATE, let_in)
         self.supervised_as(WorkerState.STARTING)
         self.process = launch(self.name, self.epoch_floor, self.suspect)
         return self.process
@@ -101,8 +101,10 @@ class Child:
             self.process.kill()
 
     def waits(self) -> bool:
-        """Whether it has recovered and waits to be let in."""
-        return not self.ready and self.block.get(Field.STATE) == WorkerState.WAITING
+        """Whether it has recovered and waits to be let in, or went in since nobody was before it."""
+        state = self.block.get(Field.STATE)
+        inside = state == WorkerState.STARTING and self.block.get(Field.EPOCH) != self.epoch_before
+        return not self.ready and (state == WorkerState.WAITING or inside)
 
     def comes_up(self) -> bool:
         """Whether it is up, and this was not seen before."""

@@ -214,6 +214,10 @@ class Supervision:
         leaving.killed = True
         return Kill(name, f"it did not end within {leaving.limit:g} s")
 
+    def may_enter(self, name: str) -> bool:
+        """All whom it would wait for at the gate are up, or will not come: it need not be let in when it gets there."""
+        return self._passable(self.seats[name].gate)
+
     def next_time(self) -> float:
         """When something becomes due by time alone; math.inf for never."""
         return min((self._time(seat) for seat in self.seats.values()), default=math.inf)

@@ -252,7 +252,7 @@ class Supervisor(Requests):
     def _start(self, child: Child) -> None:
         try:
             child.block.set(Field.CONTROL, self._control)
-            process = child.launched_by(self._launch)
+            process = child.launched_by(self._launch, let_in=self._tree.may_enter(child.name))
         except Exception as failure:
             log.debug("launch of worker %r failed", child.name, exc_info=True)
             full = isinstance(failure, OSError) and failure.errno == errno.ENOSPC

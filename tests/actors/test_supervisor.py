@@ -967,8 +967,11 @@ def test_restarts_leave_no_descriptor_behind(start) -> None:
     system = start(a="obeys")
 
     def restart() -> None:
-        os.kill(system.board.block("a").get(Field.PID), signal.SIGKILL)
-        system.wait_for(events.WorkerReady)
+        block = system.board.block("a")
+        restarts = block.get(Field.RESTARTS)
+        os.kill(block.get(Field.PID), signal.SIGKILL)
+        until(lambda: block.get(Field.RESTARTS) > restarts, "its death to be seen")
+        until(lambda: block.get(Field.SUPERVISED_STATE) == WorkerState.RUNNING, "it to be up again")
 
     def count() -> int:
         """The supervisor opens and closes files of its own all the time."""
