@@ -230,8 +230,8 @@ class Endpoint:
             caused = any(link is not self.me for link in consumed)
             if caused:
                 self._own_until = self.me.outbound.assigned
-            for link in self._sending:
-                if link.inside or not caused:
+            for link in (*self._sending, self.me):
+                if not caused or (link.inside and link is not self.me):
                     link.unsafe = link.outbound.assigned
         # failpoint: watermarks-committed
         cells = self.cells
@@ -397,8 +397,12 @@ class Endpoint:
     @property
     def can_leave(self) -> bool:
         """Whoever comes next finds everything: in the journal or, where there is none, in the rings."""
-        return self.journal is not None or all(
-            link.outbound.published == link.outbound.assigned for link in self._sending
+        return self.journal is not None or not self._at_risk()
+
+    def _at_risk(self) -> bool:
+        """Without a journal: something is in this process only, and no cause of it waits in a ring."""
+        return self.me.inbound.watermark < self.me.unsafe or any(
+            link.outbound.published < link.unsafe for link in self._sending
         )
 
     @property
@@ -422,7 +426,7 @@ class Endpoint:
             backlog += link.outbound.backlog_bytes
         self.cells[Field.OUTBOX_BYTES] = backlog
         if self.journal is None:
-            self.cells[Field.AT_RISK] = any(link.outbound.published < link.unsafe for link in self._sending)
+            self.cells[Field.AT_RISK] = self._at_risk()
         limit = self._outbox_limit
         if self._over:
             if backlog <= limit // 2:

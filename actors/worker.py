@@ -178,7 +178,8 @@ class Worker:
         pausing = Pausing(endpoint)
         seen = Control.RUN
         arrivals: Sequence[Arrival] = ()
-        ending = False  # a handler has asked for the end of this worker: it only sees to what it has sent
+        ending = False  # a handler has asked for the end of this worker
+        only_own = False  # nothing is taken from others any more: it only sees to what it has sent
         while True:
             if cells[control] != seen:
                 seen = Control(cells[control])
@@ -189,18 +190,20 @@ class Worker:
                     block.set(Field.CONTROL_SEEN, seen)
             if seen is Control.LEAVE and endpoint.can_leave:
                 return  # another incarnation goes on, as after a kill, so this is no end for the handlers
-            if dispatcher.leaving and not ending:
-                ending, arrivals = True, [arrival for arrival in arrivals if arrival.link is endpoint.me]
+            ending = dispatcher.leaving
+            if not only_own and (ending or seen is Control.LEAVE):
+                only_own, arrivals = True, [arrival for arrival in arrivals if arrival.link is endpoint.me]
+                endpoint.put_back()  # what was taken from others, and is not consumed, is for the next incarnation
             now = time.monotonic_ns()
             cells[Field.HEARTBEAT_NS] = now
             worked = endpoint.progress()
             blocked: Collection[Link] = dispatcher.blocked
-            paused = pausing.look() or seen is Control.LEAVE
+            paused = pausing.look() and not only_own
             if ending and not arrivals and endpoint.all_taken:
                 break
             if paused:
                 blocked = self._everyone
-            elif ending:
+            elif only_own:
                 blocked = {*blocked, *self._others}
                 arrivals = arrivals or endpoint.take(blocked)
             elif not arrivals:
@@ -212,7 +215,7 @@ class Worker:
                 arrivals = dispatcher.run(arrivals)
                 worked |= not blocked or cells[Field.COMMITS] != count or dispatcher.leaving != ending
             due = float("inf") if paused else min(dispatcher.blocked.values(), default=float("inf"))
-            if seen is Control.RUN and sources and not endpoint.paused and pausing.sources and not ending:
+            if seen is Control.RUN and sources and not endpoint.paused and pausing.sources and not only_own:
                 due = min(due, sources.call(now / 1e9))
                 worked |= due <= time.monotonic() or dispatcher.leaving
             self._house.keep()

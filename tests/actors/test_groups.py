@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from actors import ExitStatus, Handler, Message, StartFailed, State, System, Topology, events, handle
+from actors.dispatch import INLINE_LIMIT
 from actors.system_errors import UnknownWorker
 from bus import Field, WorkerState
 from tests.actors.waiting import until
@@ -19,10 +20,15 @@ from tests.actors.waiting import until
 
 class Number(Message):
     n: int
+    ballast: str = ""
 
 
 class Leave(Message):
     pass
+
+
+class Part(Message):
+    n: int
 
 
 class Look(Message):
@@ -293,6 +299,95 @@ def test_a_worker_may_end_itself_cleanly(tmp_path: Path, restart: str) -> None:
             assert pid(system, "wb") == 0
         assert system.stop() is ExitStatus.OK
     assert lines(tmp_path).count("stop b") == (2 if restart == "permanent" else 1)
+
+
+class Slow(Keeper):
+    """So slow that a batch ends before all that was taken is handled."""
+
+    @handle
+    def on_number(self, number: Number) -> None:
+        time.sleep(0.004)
+        self.send(number)
+
+    @handle
+    def on_leave(self, leave: Leave) -> None:
+        for n in range(INLINE_LIMIT + 50):  # more than one transaction holds: the rest is carried over
+            self.send(Part(n))
+        self.stop_worker()
+
+
+class Tail(Handler):
+    @handle
+    def on_part(self, part: Part) -> None: ...
+
+
+@pytest.mark.parametrize("level", ["memory", "process"])
+def test_what_was_taken_when_a_worker_ends_itself_is_for_its_next_incarnation(tmp_path: Path, level: str) -> None:
+    topology = Topology("leaving", directory=tmp_path / "run", durability=level)
+    topology.worker("wa", a=Keeper.spec(str(tmp_path / "log")))
+    topology.worker("wb", b=Slow.spec(str(tmp_path / "log")), tail=Tail)
+    topology.worker("wc", c=Keeper.spec(str(tmp_path / "log")))
+    for name in "abc":
+        topology.external(name)
+    topology.route("b", Part, to="tail")
+    topology.route("a", Number, to="b")
+    topology.route("b", Number, to="c")
+    topology.route("c", Number, to=[])
+    with topology.start() as system:
+        system.pause("wb")
+        for n in range(20):
+            system.send("a", Number(n))
+        system.send("b", Leave())
+        for n in range(20, 40):
+            system.send("b", Number(n))
+        until(lambda: len(look(system, "a").numbers) == 20, "a to have sent its share")
+        system.resume("wb")
+        until(restarted(system, "wb"), "wb to be restarted")
+        until(lambda: len(look(system, "c").numbers) >= 40, "everything to arrive", 30)
+        assert sorted(look(system, "c").numbers) == list(range(40))
+        assert system.status().worker("wb").gaps == 0
+        assert system.stop() is ExitStatus.OK
+
+
+class Burst(Handler):
+    def on_start(self) -> None:
+        for n in range(3000):
+            self.send(Number(n, "x" * 1000))
+
+
+class Pass(Handler):
+    @handle
+    def on_number(self, number: Number) -> None:
+        self.send(number)
+
+
+@pytest.mark.parametrize(("victim", "status"), [("burst", ExitStatus.FAILED), ("pass", ExitStatus.OK)])
+def test_at_level_memory_only_what_has_no_cause_is_lost_with_a_worker_and_the_end_tells_of_it(
+    tmp_path: Path, victim: str, status: ExitStatus
+) -> None:
+    """Rings and outboxes are full, for the last one is paused."""
+    seen: list[events.Event] = []
+    sizes = {"ring_bytes": 1 << 16, "max_message_bytes": 1 << 14}
+    topology = Topology("full", directory=tmp_path / "run", durability="memory", **sizes)  # type: ignore[arg-type]
+    topology.worker("burst", one=Burst)
+    topology.worker("pass", two=Pass)
+    topology.worker("keep", c=Keeper.spec(str(tmp_path / "log")))
+    topology.route("one", Number, to="two")
+    topology.route("two", Number, to="c")
+    topology.route("c", Number, to=[])
+    topology.external("c")
+    with topology.start(observer=seen.append) as system:
+        system.pause("keep")
+        block = system.block("burst")
+        until(lambda: block.get(Field.AT_RISK) == 1, "more than the rings hold")
+        until(lambda: system.status().edge("pass", "keep").outbox_bytes > 0, "the other one, too")
+        kill(system, victim)
+        until(restarted(system, victim), "it to be restarted")
+        system.resume("keep")
+        if status is ExitStatus.OK:
+            until(lambda: set(look(system, "c").numbers) == set(range(3000)), "everything", 30)
+        assert system.stop() is status
+    assert bool([event for event in seen if isinstance(event, events.Alarm)]) is (status is not ExitStatus.OK)
 
 
 def test_who_does_not_come_up_in_time_ends_the_start(tmp_path: Path) -> None:
