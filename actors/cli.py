@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from actors.cli_options import HomeOption, JsonOption, SystemArgument
 from actors.control_cli import register
 from actors.dead_letters_cli import dead_letters
 from actors.journal_cli import journal
@@ -42,14 +43,6 @@ app.add_typer(dead_letters, name="dead-letters", help="Messages that were given 
 app.command()(logs)
 app.add_typer(journal, name="journal", help="What is on disk: segments, transactions, damage and its repair.")
 
-SystemArgument = Annotated[
-    str, typer.Argument(metavar="SYSTEM", help="A name in the home directory, or a run directory.")
-]
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", metavar="DIR", help="Where run directories are (else RINGLEADER_HOME, or the user's own)."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs: stable keys with their units.")]
 register(app)
 
 

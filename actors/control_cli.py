@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from actors.cli_options import HomeOption, JsonOption, SystemArgument
+
 if TYPE_CHECKING:
     from actors.control_protocol import WorkerChanged
     from actors.status_types import SystemStatus
 
 OK, FAILED, NOT_RUNNING, UNKNOWN, NOT_YOURS, NOT_IN_TIME, INTERRUPTED = 0, 1, 3, 4, 5, 6, 130
 
-SystemArgument = Annotated[
-    str, typer.Argument(metavar="SYSTEM", help="A name in the home directory, or a run directory.")
-]
 WorkersArgument = Annotated[
     list[str], typer.Argument(metavar="WORKER", help="One worker or several; one after the other, as given.")
 ]
@@ -28,11 +27,6 @@ TimeoutOption = Annotated[
     float, typer.Option(min=0.0, metavar="SECONDS", help="How long to wait for each worker until it is done.")
 ]
 NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Only ask the supervisor; do not wait for the effect.")]
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", metavar="DIR", help="Where run directories are (else RINGLEADER_HOME, or the user's own)."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs: stable keys with their units.")]
 
 EXIT_STATUS = """
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from actors.cli_options import HomeOption, JsonOption, SystemArgument
+
 if TYPE_CHECKING:
     from actors.dead_letters import DeadLetters, LetterChange, LetterPlace
     from actors.letter_commands import Action
@@ -21,9 +23,6 @@ FAILED, USAGE, IN_USE, UNKNOWN, NOT_YOURS = 1, 2, 3, 4, 5
 
 dead_letters = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-SystemArgument = Annotated[
-    str, typer.Argument(metavar="SYSTEM", help="A name in the home directory, or a run directory.")
-]
 IdsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[ID]...", help="As `list` shows them; WORKER:ID where several have it.")
 ]
@@ -33,11 +32,6 @@ WorkerOption = Annotated[str | None, typer.Option("--worker", metavar="NAME", he
 TimeoutOption = Annotated[
     float, typer.Option(min=0.0, metavar="SECONDS", help="How long to wait for the answer of a running system.")
 ]
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", metavar="DIR", help="Where run directories are (else RINGLEADER_HOME, or the user's own)."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs: stable keys with their units.")]
 
 
 @dead_letters.command("list")

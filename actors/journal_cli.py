@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from actors.cli_options import HomeOption, JsonOption
+
 if TYPE_CHECKING:
     from actors.journals import Found
 
@@ -30,11 +32,6 @@ WorkerArgument = Annotated[str | None, typer.Argument(metavar="WORKER", help="Wh
 OneWorkerArgument = Annotated[
     str | None, typer.Argument(metavar="WORKER", help="Whose journal; needed if there are several.")
 ]
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", metavar="DIR", help="Where run directories are (else RINGLEADER_HOME, or the user's own)."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs: stable keys with their units.")]
 FromOption = Annotated[
     int, typer.Option("--from", min=0, metavar="POSITION", help="Where to begin: that of a record; 0 is the oldest.")
 ]

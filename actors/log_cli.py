@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from actors.cli_options import HomeOption, SystemArgument
+
 if TYPE_CHECKING:
     from actors.log_file import Follower
     from actors.log_record import Line
@@ -25,7 +27,7 @@ FOLLOWED = 10  # lines shown before what is new, unless told otherwise
 
 
 def logs(
-    system: Annotated[str, typer.Argument(metavar="SYSTEM", help="A name in the home directory, or a run directory.")],
+    system: SystemArgument,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what is logged, over restarts too, until Ctrl-C.")
     ] = False,
@@ -41,12 +43,7 @@ def logs(
         typer.Option("--lines", "-n", min=0, metavar="N", help="The last N only; else all, with --follow the last 10."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object per line.")] = False,
-    home: Annotated[
-        Path | None,
-        typer.Option(
-            "--home", metavar="DIR", help="Where run directories are (else RINGLEADER_HOME, or the user's own)."
-        ),
-    ] = None,
+    home: HomeOption = None,
 ) -> None:
     """Show what the workers of a system and its supervisor have logged, whether it runs or not.
 

@@ -25,16 +25,14 @@ import os
 import random as randomness
 import select
 import selectors
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from actors import events, hang
 from actors.child import Child, Launch, Process
-from actors.evidence import MemoryEvidence, process_state
+from actors.evidence import process_state
 from actors.exits import ExitStatus, WorkerExit
-from actors.orphans import Reaper
 from actors.plan import Group
 from actors.requests import Request, Requests
 from actors.restart import ChildSpec, Death, Ending, Policy
@@ -54,6 +52,7 @@ from actors.supervision import (
 from actors.supervision import (
     Launch as LaunchIt,
 )
+from actors.watching import Watching
 from bus import Board, BoardCell, Control, Field, Pause, WorkerState
 
 TICK = 0.5  # seconds; an idle supervisor looks around this often
@@ -100,9 +99,8 @@ class Supervisor(Requests):
         self._board, self._launch, self._quiet, self._observer, self._beat = board, launch, quiet, observer, beat
         self._drain_timeout, self._stop_now_timeout = drain_timeout, stop_now_timeout
         self._recount = recount
-        self._letter, self._clock, self._random = letter, clock, random
-        self._limits = limits or {spec.name: hang.Limits(spec.hung_after) for spec in specs}
-        self._memory_bytes, self._memory, self._reaper = memory_bytes or {}, MemoryEvidence(), Reaper()
+        self._clock, self._random = clock, random
+        self._watching = Watching(specs, limits, memory_bytes, letter)
         self._children = {name: Child(seat.spec, board.block(name)) for name, seat in self._tree.seats.items()}
         for worker, suspect in (suspects or {}).items():
             self._children[worker].suspect = suspect
@@ -156,8 +154,7 @@ class Supervisor(Requests):
         self._board.set(BoardCell.SUPERVISOR_HEARTBEAT_NS, self._clock())
         if self._beat is not None:
             self._beat()
-        self._memory.look()
-        self._reaper.reap()
+        self._watching.look()
         self._take_requests()
         for child in self._children.values():
             self._look_at(child)
@@ -198,15 +195,12 @@ class Supervisor(Requests):
                 case Request.DRAIN:
                     if self.state in _WORKING:
                         self._begin_drain(reason)
-                case Request.STOP:
+                case Request.STOP | Request.STOP_NOW:
                     if self.state is not WorkerState.STOPPING:
                         self._conclude(ExitStatus.NOT_DRAINED, f"stopped before everything was handled: {reason}")
                         self._begin_stop()
-                case Request.STOP_NOW:
-                    if self.state is not WorkerState.STOPPING:
-                        self._conclude(ExitStatus.NOT_DRAINED, f"stopped before everything was handled: {reason}")
-                        self._begin_stop()
-                    self._tree.stop_now(self._now(), self._stop_now_timeout)
+                    if request is Request.STOP_NOW:
+                        self._tree.stop_now(self._now(), self._stop_now_timeout)
                 case _:
                     if self.state is not WorkerState.STOPPING:
                         self._take_worker_request(request, self._children[worker], reason)
@@ -262,7 +256,7 @@ class Supervisor(Requests):
         # failpoint: worker-launched
         if self._selector is not None:
             self._selector.register(process.pidfd, selectors.EVENT_READ)
-        child.watch = hang.Watch(self._limits[child.name])
+        self._watching.begin(child)
         self._publish(events.WorkerStarting(child.name, process.pid, child.suspect))
 
     def _look_at(self, child: Child) -> None:
@@ -282,17 +276,14 @@ class Supervisor(Requests):
         else:
             # failpoint: death-seen
             process.kill()  # what it started goes with it
-            words = process.words()
-            foreign = code == -signal.SIGKILL and not child.kill_reason
-            memory = self._memory.of(process.pid, process.title) if foreign else ""
+            leaving = self._tree.seats[child.name].leaving
+            asked = leaving is not None and leaving.deadline is not None and not leaving.own
+            death = self._watching.death(child, process, code, asked)
             if self._selector is not None:
                 self._selector.unregister(process.pidfd)
             process.close()
             child.process = None
-            leaving = self._tree.seats[child.name].leaving
-            asked = leaving is not None and leaving.deadline is not None and not leaving.own
-            limit = self._memory_bytes.get(child.name)
-            self._died(child, child.death(code, asked, words, memory, limit), process.pid)
+            self._died(child, death, process.pid)
 
     def _look_for_end(self, child: Child) -> None:
         """One that ends by itself has as long for it as one that is told to."""
@@ -302,9 +293,7 @@ class Supervisor(Requests):
             self._tree.goes_on(child.name)
 
     def _look_for_hang(self, child: Child, process: Process) -> None:
-        if child.watch is None or child.kill_reason or self.state is WorkerState.STOPPING:
-            return
-        hung = child.watch.look(self._now(), hang.look_at(child.block), lambda: self._letter(process.pid))
+        hung = None if self.state is WorkerState.STOPPING else self._watching.hung(child, process, self._now())
         if hung is not None:
             reason = f"hung: {hung.reason}"
             self._publish(events.WorkerKilled(child.name, process.pid, reason))
@@ -392,7 +381,6 @@ class Supervisor(Requests):
     def _drain(self) -> None:
         """Ends with two looks in a row at which every worker that lives has acknowledged and nothing is under way: one
         that is down is not waited for, unless something is pending for it."""
-        over = [seat.over for seat in self._tree.seats.values()]
         for child in self._children.values():
             if child.process is None and not child.recounted:
                 child.recounted = True
@@ -403,7 +391,7 @@ class Supervisor(Requests):
         if self._quiet_looks >= 2:
             self._publish(events.SystemDrained(self.name))
             self._begin_stop()
-        elif not self._quiet_looks and all(over):
+        elif not self._quiet_looks and all(seat.over for seat in self._tree.seats.values()):
             self._conclude(ExitStatus.NOT_DRAINED, "every worker has ended, but not everything was handled")
             self._begin_stop()
         elif self._now() >= self._deadline:
@@ -433,7 +421,7 @@ class Supervisor(Requests):
             dead.register(process.pidfd, select.POLLIN)
             dead.poll(max(0.0, deadline - time.monotonic()) * 1000)
             process.close()
-        self._memory.close()
+        self._watching.close()
         self._conclude(ExitStatus.OK, "everything was handled")
         self._enter(WorkerState.STOPPED)
         self._publish(events.SystemStopped(self.name, self.status or ExitStatus.OK, self.reason))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import cloudpickle
 
+from actors.accounts import Accounts
 from actors.control_commands import SystemCommands, registry_of
 from actors.control_protocol import FAILED, Refused
 from actors.control_socket import ControlServer
@@ -45,8 +46,7 @@ from actors.supervisor import FIRST_LOOK, LONGEST_LOOK, Supervisor
 from actors.system_errors import BadReply, Overridden, StartFailed, SystemClosed
 from actors.wiring import Wires, attach_board, attach_ring, connect, create_segments
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
-from bus import Block, Cell, Field, Segment, Text, WorkerState
-from persist import PersistError, read
+from bus import Block, Field, Segment, Text, WorkerState
 
 if TYPE_CHECKING:
     from actors.letter_commands import Action
@@ -86,7 +86,8 @@ class System:
                 # By it the next incarnation sees whether the attempt was counted already (`worker.open_journal`).
                 self._board.block(name).set(Field.EPOCH, left.epoch)
             self._blocks = [self._board.block(worker.name) for worker in plan.workers]
-            self._views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
+            views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
+            self._accounts = Accounts(plan, self._directory, self._board, views)
             self._gateway = self._open_gateway()
             # failpoint: gateway-opened
             self._logs = Collector(plan.name, LogFile(self._directory.duplicate(), plan.limits.log_bytes))
@@ -311,7 +312,7 @@ class System:
             drain_timeout=limits.drain_timeout,
             observer=observer,
             beat=beat,
-            recount=self._recount,
+            recount=self._accounts.recount,
             suspects={worker: (one.peer, one.seq) for worker, one in self._left_suspects.items()},
         )
 
@@ -359,15 +360,8 @@ class System:
 
     # ------------------------------------------------------------------------------------------------ ending
     def _quiet(self) -> bool:
-        """Nothing is pending or in progress anywhere, given that no source sends.
-
-        Acknowledgements are read first: a send counts as committed before what caused it is acknowledged, so when
-        both readings agree on every edge, no message was pending between them.
-        """
         self._gateway.refuse()
-        acked = [ring.get(Cell.ACK) for ring in self._views] + [block.get(Field.CARRIED_ACK) for block in self._blocks]
-        committed = [ring.get(Cell.COMMITTED) for ring in self._views]
-        return acked == committed + [block.get(Field.CARRIED) for block in self._blocks]
+        return self._accounts.quiet()
 
     def _supervise(self) -> None:
         try:
@@ -403,38 +397,9 @@ class System:
                     )
                     for worker, block in zip(self.plan.workers, self._blocks, strict=True)
                 },
-                pending=self._pending(),
+                pending=self._accounts.pending(sure=self._status is ExitStatus.OK),
             )
         )
-
-    def _recount(self, worker: str) -> None:
-        """Bring the cells of a dead worker up to its journal: it may have died between an append and telling of it."""
-        if self.plan.level == "memory":
-            return
-        try:
-            left = read(self._directory.journal(worker))
-        except (PersistError, OSError):
-            return  # its next start will tell
-        for edge, ring in zip(self.plan.edges, self._views, strict=True):
-            if edge.source == worker:
-                ring.set(Cell.COMMITTED, max(ring.get(Cell.COMMITTED), left.assigned.get(edge.target, 0)))
-            if edge.target == worker:
-                ring.set(Cell.ACK, max(ring.get(Cell.ACK), left.watermarks.get(edge.source, 0)))
-        block = self._board.block(worker)
-        block.set(Field.CARRIED, max(block.get(Field.CARRIED), left.assigned.get(worker, 0)))
-        block.set(Field.CARRIED_ACK, max(block.get(Field.CARRIED_ACK), left.watermarks.get(worker, 0)))
-
-    def _pending(self) -> dict[str, int]:
-        """What was committed and not consumed, by edge; nothing of it is lost. Everyone has ended."""
-        for worker in self.plan.workers:
-            self._recount(worker.name)
-        counts = {
-            f"{edge.source} -> {edge.target}": ring.get(Cell.COMMITTED) - ring.get(Cell.ACK)
-            for edge, ring in zip(self.plan.edges, self._views, strict=True)
-        }
-        for worker, block in zip(self.plan.workers, self._blocks, strict=True):
-            counts[f"{worker.name} -> {worker.name}"] = block.get(Field.CARRIED) - block.get(Field.CARRIED_ACK)
-        return {edge: count for edge, count in counts.items() if count > 0}
 
     def _give_back(self) -> None:
         """Segments and lock; whatever happened before, none of them stays."""

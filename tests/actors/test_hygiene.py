@@ -11,7 +11,6 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import pytest
 from actors import hygiene
 from actors.exits import WorkerExit
 from actors.hygiene import HEADROOM, OptionRefused, machine
-from actors.process import WorkerProcess, start_forkserver, stop_forkserver
+from actors.process import WorkerProcess
 from actors.process_options import ProcessOptions
 from actors.reasons import Facts, tell
 from tests.actors import targets
@@ -29,21 +28,7 @@ from tests.actors.waiting import text_of
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def warm_forkserver() -> Iterator[None]:
-    stop_forkserver()
-    start_forkserver(("tests.actors.targets",))
-    yield
-    stop_forkserver()
-
-
-@pytest.fixture
-def started() -> Iterator[list[WorkerProcess]]:
-    processes: list[WorkerProcess] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.close()
+pytestmark = pytest.mark.usefixtures("warm_forkserver")
 
 
 def ended(process: WorkerProcess) -> int:

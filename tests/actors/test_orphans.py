@@ -18,7 +18,7 @@ from actors import orphans
 from actors import process as process_module
 from actors.guardian import children_of
 from actors.orphans import Reaper, sweep
-from actors.process import WorkerProcess, start_forkserver, stop_forkserver
+from actors.process import WorkerProcess, stop_forkserver
 from tests.actors import targets
 from tests.actors.waiting import dead_within, text_of, until
 
@@ -26,22 +26,7 @@ ROOT = Path(__file__).parents[2]
 KINDS = ["in its group", "in a session of its own", "a daemon", "a fork in a session of its own"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def warm_forkserver() -> Iterator[None]:
-    stop_forkserver()
-    start_forkserver(("tests.actors.targets",))
-    yield
-    stop_forkserver()
-
-
-@pytest.fixture
-def started() -> Iterator[list[WorkerProcess]]:
-    processes: list[WorkerProcess] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        select.select([process.pidfd], [], [], 10)
-        process.close()
+pytestmark = pytest.mark.usefixtures("warm_forkserver")
 
 
 def guardian() -> int:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -29,22 +28,7 @@ from tests.actors.waiting import dead_within, text_of, until
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def warm_forkserver() -> Iterator[None]:
-    stop_forkserver()
-    start_forkserver(("tests.actors.targets",))
-    yield
-    stop_forkserver()
-
-
-@pytest.fixture
-def started() -> Iterator[list[WorkerProcess]]:
-    """Processes that a test started; whatever happens, they end with it."""
-    processes: list[WorkerProcess] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.close()
+pytestmark = pytest.mark.usefixtures("warm_forkserver")
 
 
 def guardian_pid() -> int:

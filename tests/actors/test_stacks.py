@@ -8,36 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from actors import stacks as stacks_module
 from actors.last_words import LIMIT
-from actors.process import WorkerProcess, start_forkserver, stop_forkserver
+from actors.process import WorkerProcess
 from actors.reasons import Facts, account, tell
 from actors.stacks import stacks
 from tests.actors import targets
 from tests.actors.faked import send
 from tests.actors.waiting import text_of, until
 
-
-@pytest.fixture(scope="module", autouse=True)
-def warm_forkserver() -> Iterator[None]:
-    stop_forkserver()
-    start_forkserver(("tests.actors.targets",))
-    yield
-    stop_forkserver()
-
-
-@pytest.fixture
-def started() -> Iterator[list[WorkerProcess]]:
-    processes: list[WorkerProcess] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.close()
+pytestmark = pytest.mark.usefixtures("warm_forkserver")
 
 
 @pytest.fixture

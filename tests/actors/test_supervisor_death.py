@@ -234,12 +234,10 @@ RUN_AS_SCRIPT = """
         subprocess.run(["sh", "-c", "sleep 0.1 & exec sleep 0"], check=True)
         import threading, time
         from actors.guardian import children_of
-        from actors.evidence import process_state
+        orphaned = children_of(1)
+        assert len(orphaned) == 1, orphaned
         def tell():
-            while any(process_state(pid) == "Z" for pid in children_of(1)) or not os.path.exists(DIRECTORY):
-                time.sleep(0.05)
-            time.sleep(1.0)
-            while any(process_state(pid) == "Z" for pid in children_of(1)):
+            while orphaned[0] in children_of(1) or not os.path.exists(DIRECTORY):
                 time.sleep(0.05)
             print("up", flush=True)
         threading.Thread(target=tell, daemon=True).start()
