@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from actors.codec import RUN, pack_header, unpack_header
 from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
+from actors.overload import Overload
 from bus import Block, Cell, Doorbell, Field, Ring
 from persist.errors import JournalFull
 from persist.format import DeadLetter, Send, Transaction
@@ -28,7 +29,6 @@ from persist.recovery import Recovered
 
 TAKE_RECORDS = 64  # records of one ring in one batch
 TAKE_BYTES = 1 << 16  # bytes of one ring in one batch; after a death this much may be handled one by one
-MULTIPLYING = 16  # times the limit: an outbox in a cycle that is this long while nothing enters feeds itself
 
 
 class Endpoint:
@@ -47,12 +47,9 @@ class Endpoint:
         self.dead: list[DeadLetter] = []  # every dead letter that is kept
         self.dead_peers = list(names)  # who sent them, by their `peer`; also those that the topology no longer has
         self.epoch = 0
-        self._outbox_limit = outbox_limit
-        self._over = False
-        self._paused = False
+        self.overload = Overload(block, outbox_limit)
         self._held = False
         self._own_until = 0  # level memory: nothing is acknowledged before the own message with this number is consumed
-        self._component: list[Block] = []
         self._sending: list[Link] = []  # links with an outbound ring
         self._receiving: list[Link] = []  # links with an inbound ring
 
@@ -66,10 +63,6 @@ class Endpoint:
             self._sending.append(link)
         if consuming is not None:
             self._receiving.append(link)
-
-    def watch(self, component: Iterable[Block]) -> None:
-        """The status blocks of the other workers of this worker's component."""
-        self._component = list(component)
 
     def resume(self, journal: Journal | None, recovered: Recovered | None) -> None:
         """Takes up where the last incarnation ended. Nothing was published, released or acknowledged before this."""
@@ -106,8 +99,8 @@ class Endpoint:
                 ring_out.set(Cell.COMMITTED, link.outbound.assigned)
         self.cells[Field.CARRIED_ACK] = self.me.inbound.watermark
         self.cells[Field.CARRIED] = self.me.outbound.assigned
-        # Written when they change only; the last incarnation may have died over its limit, and all others would wait.
-        self.cells[Field.OVER_LIMIT] = self.cells[Field.MULTIPLYING] = self.cells[Field.DISK_FULL] = 0
+        self.overload.reset()
+        self.cells[Field.DISK_FULL] = 0
         self.cells[Field.DEAD_LETTERS] = len(self.dead)
         self.cells[Field.JOURNAL_SEGMENTS] = 0 if journal is None else journal.segments
         # failpoint: links-restored
@@ -127,7 +120,7 @@ class Endpoint:
         if self.me.outbound.published != self.me.outbound.assigned and self.me not in but:
             arrivals.extend(self._take_own())
         for link in self._receiving if not self._held else ():
-            if (self._paused and not link.inside) or link in but:
+            if (self.overload.paused and not link.inside) or link in but:
                 continue
             assert link.consuming is not None
             for record in link.consuming.take_many(TAKE_RECORDS, TAKE_BYTES):
@@ -224,15 +217,10 @@ class Endpoint:
         self.dead.extend(dead)
         self._enter_outbox(sends, position)
         # failpoint: outbox-entered
+        if self.journal is None:
+            self._mark_unsafe(consumed, sends)
         for link in consumed:
             link.inbound.commit()
-        if self.journal is None:
-            caused = any(link is not self.me for link in consumed)
-            if caused:
-                self._own_until = self.me.outbound.assigned
-            for link in (*self._sending, self.me):
-                if not caused or (link.inside and link is not self.me):
-                    link.unsafe = link.outbound.assigned
         # failpoint: watermarks-committed
         cells = self.cells
         cells[Field.COMMITS] += 1
@@ -252,6 +240,21 @@ class Endpoint:
             edges = [(peer, links[peer].outbound.assign(run.length)) for peer in run.peers]
             sends.append(Send(run.route, run.length, run.flags, edges, run.body))
         return sends
+
+    def _mark_unsafe(self, consumed: Sequence[Link], sends: Sequence[Send]) -> None:
+        """Level memory: which of the sends are nowhere but in this process until they are published or, the worker's
+        own, consumed. The others have a cause that waits in a ring for its acknowledgement (`acknowledge`)."""
+        me = self.me
+        external = any(link is not me for link in consumed)
+        # Own messages are a cause like any other, unless they have none themselves.
+        caused = bool(consumed) and (me not in consumed or me.inbound.watermark >= me.unsafe)
+        if external:
+            self._own_until = me.outbound.assigned
+        for peer in {peer for send in sends for peer, _ in send.edges}:
+            link = self.links[peer]
+            held = external if link is me else not link.inside
+            if not (caused and held):
+                link.unsafe = link.outbound.assigned
 
     def _enter_outbox(self, sends: Sequence[Send], position: int) -> None:
         now = time.monotonic_ns()
@@ -278,7 +281,7 @@ class Endpoint:
         for link in self._sending:
             if link.outbound.published != link.outbound.assigned:
                 moved |= self._publish(link)
-        self._limit()
+        self._weigh()
         return moved
 
     def _publish(self, link: Link) -> bool:
@@ -373,7 +376,7 @@ class Endpoint:
         if self._held and self.acknowledge(()):
             self.release()
             moved = True
-        self._pause()
+        self.overload.look()
         return moved
 
     # ------------------------------------------------------------------------------------------------ waiting
@@ -383,7 +386,7 @@ class Endpoint:
         if self.publish():
             return False
         for link in self._receiving:
-            if (link.inside or not self._paused) and not self._held and link not in but:
+            if (link.inside or not self.overload.paused) and not self._held and link not in but:
                 assert link.consuming is not None
                 if link.consuming.pending():
                     return False
@@ -392,7 +395,7 @@ class Endpoint:
     @property
     def paused(self) -> bool:
         """Overloaded: sources wait, and so does what enters the component from outside."""
-        return self._paused or self._held
+        return self.overload.paused or self._held
 
     @property
     def can_leave(self) -> bool:
@@ -415,32 +418,15 @@ class Endpoint:
         """And everything that was carried over, too."""
         return self.taken_by_others and self.me.inbound.watermark == self.me.outbound.assigned
 
-    @property
-    def over_limit(self) -> bool:
-        return self._over
-
-    def _limit(self) -> None:
-        """Tells the component whether this outbox is over its limit; under again only when half of it is gone."""
+    def _weigh(self) -> None:
+        """What waits for the receivers has changed."""
         backlog = self.me.outbound.backlog_bytes
         for link in self._sending:
             backlog += link.outbound.backlog_bytes
         self.cells[Field.OUTBOX_BYTES] = backlog
         if self.journal is None:
             self.cells[Field.AT_RISK] = self._at_risk()
-        limit = self._outbox_limit
-        if self._over:
-            if backlog <= limit // 2:
-                self._over = False
-                self.cells[Field.OVER_LIMIT] = self.cells[Field.MULTIPLYING] = 0
-            elif backlog > limit * MULTIPLYING and self._component:
-                # In a cycle, nothing enters from outside, and still it grows: the cycle multiplies its own messages.
-                self.cells[Field.MULTIPLYING] = 1
-        elif backlog > limit:
-            self._over = True
-            self.cells[Field.OVER_LIMIT] = 1
-
-    def _pause(self) -> None:
-        self._paused = self._over or any(block.get(Field.OVER_LIMIT) for block in self._component)
+        self.overload.weigh(backlog)
 
     def _ask_resend(self, link: Link) -> None:
         """A gap. Rings that are kept have none, so this is an alarm as well."""

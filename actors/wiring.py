@@ -73,7 +73,7 @@ def connect(endpoint: Endpoint, plan: Plan, me: str, run_id: str, board: Board, 
             inside=either.inside or me == GATEWAY,
         )
     if me != GATEWAY:
-        endpoint.watch(board.block(name) for name in sorted(plan.component_of(me)) if name != me)
+        endpoint.overload.watch(board.block(name) for name in sorted(plan.component_of(me)) if name != me)
 
 
 def attach_ring(run_id: str, edge: Edge, wires: Wires) -> Ring:

@@ -1,0 +1,51 @@
+"""Backpressure: whether a worker, or another one of its component, has more waiting for its receivers than it may.
+
+An edge inside a component is never paused; what enters a component from outside, and sources, are while the outbox of
+any worker of the component is over its limit. The workers of a component tell each other by their cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bus import Block, Field
+
+MULTIPLYING = 16  # times the limit: an outbox in a cycle that is this long while nothing enters feeds itself
+
+
+class Overload:
+    """Of one worker, whose status block is `block`. `limit` in bytes."""
+
+    def __init__(self, block: Block, limit: int) -> None:
+        self.paused = False  # it, or another worker of its component, is over its limit
+        self._cells = block.cells
+        self._limit = limit
+        self._over = False
+        self._component: list[Block] = []
+
+    def watch(self, component: Iterable[Block]) -> None:
+        """The status blocks of the other workers of this worker's component."""
+        self._component = list(component)
+
+    def reset(self) -> None:
+        """Cells are written when they change only; the last incarnation may have died over its limit, and all others
+        would wait."""
+        self._cells[Field.OVER_LIMIT] = self._cells[Field.MULTIPLYING] = 0
+
+    def weigh(self, backlog: int) -> None:
+        """Tell the component whether so many bytes are over the limit; under again only when half of it is gone."""
+        cells, limit = self._cells, self._limit
+        if self._over:
+            if backlog <= limit // 2:
+                self._over = False
+                cells[Field.OVER_LIMIT] = cells[Field.MULTIPLYING] = 0
+            elif backlog > limit * MULTIPLYING and self._component:
+                # In a cycle, nothing enters from outside, and still it grows: the cycle multiplies its own messages.
+                cells[Field.MULTIPLYING] = 1
+        elif backlog > limit:
+            self._over = True
+            cells[Field.OVER_LIMIT] = 1
+
+    def look(self) -> None:
+        """At the others."""
+        self.paused = self._over or any(block.get(Field.OVER_LIMIT) for block in self._component)
