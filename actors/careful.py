@@ -87,6 +87,11 @@ class Careful:
         others = [arrival for arrival in arrivals if arrival.link not in self.blocked]
         return [*waiting, *self._dispatcher.batch(others)] if others else waiting
 
+    def is_next(self, arrivals: Sequence[Arrival]) -> bool:
+        """A suspect is at hand and is tried at once: what keeps its order must not come in between."""
+        suspected = {peer for peer, _ in self.attempts}
+        return any(one.link.index in suspected and one.link not in self.blocked for one in arrivals)
+
     def _needed(self) -> bool:
         links = self._endpoint.links
         return self.crowded or any(links[peer] not in self.blocked for peer, _ in self.attempts)

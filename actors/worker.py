@@ -216,8 +216,9 @@ class Worker:
                 worked |= not blocked or cells[Field.COMMITS] != count or dispatcher.leaving != ending
             due = float("inf") if paused else min(dispatcher.blocked.values(), default=float("inf"))
             if seen is Control.RUN and sources and not endpoint.paused and pausing.sources and not only_own:
-                due = min(due, sources.call(now / 1e9))
-                worked |= due <= time.monotonic() or dispatcher.leaving
+                if not (arrivals and dispatcher.careful.is_next(arrivals)):
+                    due = min(due, sources.call(now / 1e9))
+                    worked |= due <= time.monotonic() or dispatcher.leaving
             self._house.keep()
             if not worked:
                 log_worker.tell_dropped()

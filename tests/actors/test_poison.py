@@ -166,7 +166,7 @@ class Ticker(Handler):
     def on_loop(self) -> float | None:
         with open(self.log, "a") as file:
             file.write(f"ticker 0 - {time.monotonic()}\n")
-        return 0.02
+        return 0.0005  # nearly every turn of the loop
 
 
 def test_attempts_wait_longer_each_time(directory: Path, log: Log) -> None:
