@@ -40,7 +40,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# An extra is installed again when the project's metadata or the C ring changed.
-$(STAMP)-%: $(BIN)/python pyproject.toml setup.py $(wildcard bus/_ring.c)
+# An extra is installed again when the project's metadata or its C changed.
+$(STAMP)-%: $(BIN)/python pyproject.toml setup.py $(wildcard bus/*.c)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@

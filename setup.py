@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the C ring is optional, and built against the stable ABI where there is one."""
+"""What pyproject.toml cannot say: the C parts are optional, and built against the stable ABI where there is one."""
 
 import os
 import sysconfig
@@ -15,15 +15,17 @@ if SANITIZE:
     flags += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
     link += [f"-fsanitize={SANITIZE}"]
 
-ring = Extension(
-    "bus._ring",
-    sources=["bus/_ring.c"],
-    optional=not os.environ.get("RINGLEADER_REQUIRE_C"),
-    py_limited_api=not FREE_THREADED,
-    define_macros=[] if FREE_THREADED else [("Py_LIMITED_API", "0x030B0000")],
-    extra_compile_args=flags,
-    extra_link_args=link,
-)
+
+def extension(name: str) -> Extension:
+    return Extension(
+        f"bus.{name}",
+        sources=[f"bus/{name}.c"],
+        optional=not os.environ.get("RINGLEADER_REQUIRE_C"),
+        py_limited_api=not FREE_THREADED,
+        define_macros=[] if FREE_THREADED else [("Py_LIMITED_API", "0x030B0000")],
+        extra_compile_args=flags,
+        extra_link_args=link,
+    )
 
 
 class StableAbiWheel(bdist_wheel):
@@ -33,4 +35,4 @@ class StableAbiWheel(bdist_wheel):
         super().finalize_options()
 
 
-setup(ext_modules=[ring], cmdclass={"bdist_wheel": StableAbiWheel})
+setup(ext_modules=[extension("_ring"), extension("_progress")], cmdclass={"bdist_wheel": StableAbiWheel})

@@ -12,6 +12,7 @@ A command to the worker, about its dead letters, is a transaction of its own bet
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,13 +23,13 @@ import msgspec
 
 from actors.answers import Answers
 from actors.careful import Careful
-from actors.codec import FLAG_COMMAND, FLAG_REQUEUED
+from actors.codec import FLAG_ASK, FLAG_COMMAND, FLAG_REQUEUED
 from actors.endpoint import Endpoint
 from actors.hosted import Context, Hosted
 from actors.inlets import Inlet
 from actors.letter_commands import Effect, effect
 from actors.links import Arrival
-from actors.outgoing import EncodedRun, Outgoing
+from actors.outgoing import EncodedRun, Lane, Outgoing
 from actors.plan import Plan
 from actors.resume import SESSION
 from bus import Field
@@ -72,6 +73,7 @@ class Dispatcher:
         self._cells = endpoint.cells
         self._session = session.encode()
         self._touched: set[Hosted] = set()
+        self._progress = context.progress
         self._began = (0, 0)  # (peer index, seq) of the last message of the run at hand
         self._route = 0  # of that run
         self._inline = INLINE_LIMIT
@@ -186,11 +188,11 @@ class Dispatcher:
             prepared = self.prepare()
         except Exception as error:  # whatever user code raises
             context = self._context
-            if not handled and not context.local:
+            if not handled and not context.local and not context.many:
                 # The message at hand has failed, and what came before it in this batch is handled again first.
                 self.careful.failed((self._began[0], context.seq), self._route, context.peer, error)
             else:
-                # Anything up to the last message begun may be the cause; the careful way finds out what it was.
+                # Anything up to the last message of the run may be the cause; the careful way finds out what it was.
                 self.attempts[self._began] = 0
                 self.rollback()
             return arrivals
@@ -227,50 +229,71 @@ class Dispatcher:
         # failpoint: run-decoded
         if skip:
             messages = messages[skip:]
-        seq = first = arrival.first + skip
-        self._begin(arrival, seq)
+        first = arrival.first + skip
+        self._begin(arrival, first)
         # failpoint: message-begun
-        # The hot loop: what one message costs is decided here.
-        cells, context, local, now, until = (
-            self._cells,
-            self._context,
-            self._outgoing.local,
-            time.monotonic_ns,
-            self._until,
-        )
-        busy_seq, busy_since = int(Field.BUSY_SEQ), int(Field.BUSY_SINCE_NS)
-        alone = len(inlet.calls) == 1
+        if inlet.batched and not arrival.flags & FLAG_ASK:  # each of those is replied to
+            done = self._handle_together(inlet, arrival, messages, first)
+        else:
+            done = self._handle_each(inlet, messages, first)
+        self._handled += done
+        arrival.link.inbound.stage(first + done - 1)
+        # failpoint: run-staged
+        return done == len(messages)
+
+    def _handle_each(self, inlet: Inlet, messages: list[Any], first: int) -> int:
+        """One by one until time is up; returns how many. The hot loop: what a message costs is decided here."""
+        progress, local = self._progress.begin(messages, first, self._until, inlet.exact), self._outgoing.local
+        alone = inlet.calls[0] if len(inlet.calls) == 1 else None
         if alone:
-            self._enter(inlet.calls[0][0])
-        call = inlet.calls[0][1] if alone else lambda message: self._call(inlet, message)
-        for message in messages:
-            cells[busy_seq] = context.seq = seq
-            cells[busy_since] = began = now()
-            if began > until and seq > first:
-                break
+            self._enter(alone[0])
+        call = alone[1] if alone else lambda message: self._call(inlet, message)
+        for message in progress:
             # failpoint: handler-before
             call(message)
             # failpoint: handler-after
             if local:
                 self._drain_local()
                 if alone:
-                    self._enter(inlet.calls[0][0])
-            seq += 1
-        self._handled += seq - first
-        arrival.link.inbound.stage(seq - 1)
-        # failpoint: run-staged
-        return seq - first == len(messages)
+                    self._enter(alone[0])
+        return progress.done
+
+    def _handle_together(self, inlet: Inlet, arrival: Arrival, messages: list[Any], first: int) -> int:
+        """All of them at once by batch handlers. The last one is in progress until then: who looks for the cause of a
+        death begins with the first."""
+        count = len(messages)
+        for number, (hosted, call, batch) in enumerate(inlet.together):
+            given = messages[:]  # the list is the handler's own
+            if number and not inlet.codec.late:
+                given = inlet.codec.decode_run(arrival.body)[-count:]  # and so is what can be changed inside it
+            self._enter(hosted)
+            if batch:
+                self._context.many = count > 1
+                self._cells[Field.BUSY_MANY] = count > 1
+                self._progress.tell(first + count - 1)
+                # failpoint: batch-before
+                call(given)
+                # failpoint: batch-after
+                self._drain_local()
+                self._context.many = False
+            else:
+                for message in self._progress.begin(given, first, sys.maxsize, inlet.exact):
+                    call(message)
+                    self._drain_local()
+                    self._enter(hosted)
+        return count
 
     def _begin(self, arrival: Arrival, seq: int) -> None:
         """The message in progress, for whoever has to find out what a worker died of."""
         context = self._context
-        context.peer, context.seq, context.flags, context.replied = arrival.link.name, seq, arrival.flags, False
+        context.peer, context.flags, context.replied, context.many = arrival.link.name, arrival.flags, False, False
         context.local = arrival.link is self._endpoint.me and not arrival.flags & FLAG_REQUEUED
         self._began = (arrival.link.index, arrival.first + arrival.length - 1)
         self._route = arrival.route
-        self._cells[Field.BUSY_SEQ] = seq
-        self._cells[Field.BUSY_SINCE_NS] = time.monotonic_ns()
-        self._cells[Field.BUSY_PEER] = arrival.link.index + 1
+        self._progress.tell(seq)
+        cells = self._cells
+        cells[Field.BUSY_MANY] = 0
+        cells[Field.BUSY_PEER] = arrival.link.index + 1
 
     def try_one(self, arrival: Arrival, seq: int, raw: bytes) -> Prepared:
         """Handles a single message, to be committed as a transaction. Whatever user code raises is raised here, and not
@@ -335,6 +358,9 @@ class Dispatcher:
             self._budget -= 1
             lane, message = local.popleft()
             inlet = self._inlets[lane.route]
+            if inlet.batched:
+                handled += self._local_batch(inlet, lane, message)
+                continue
             for hosted, call in inlet.calls:
                 self._enter(hosted)
                 call(message if lane.codec.late else inlet.codec.decode_one(message))
@@ -342,6 +368,24 @@ class Dispatcher:
             handled += 1
         context.local = before
         self._handled += handled
+
+    def _local_batch(self, inlet: Inlet, lane: Lane, message: Any) -> int:
+        """This one, and those of the same route right behind it."""
+        local = self._outgoing.local
+        messages = [message]
+        while self._budget > 0 and local and local[0].lane is lane:
+            messages.append(local.popleft().message)
+            self._budget -= 1
+        for hosted, call, batch in inlet.together:
+            fresh = messages[:] if lane.codec.late else [inlet.codec.decode_one(one) for one in messages]
+            self._enter(hosted)
+            if batch:
+                call(fresh)
+            else:
+                for one in fresh:
+                    call(one)
+        # failpoint: local-batch-handled
+        return len(messages)
 
     # ------------------------------------------------------------------------------------------------ transactions
     def prepare(self) -> Prepared:

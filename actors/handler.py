@@ -38,6 +38,7 @@ P = ParamSpec("P")
 H = TypeVar("H", bound=Callable[..., Any])
 
 _MARK = "__ringleader_handles__"  # on a function: the types it handles, or None while they are not resolved
+_BATCH = "__ringleader_batch__"  # on such a function: it takes a list of messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +127,37 @@ class Handler:
         raise NotRunning(type(self).__name__, action)
 
 
-def handle(method: H) -> H:
-    """Marks a method as the one for the message types in the annotation of its one parameter."""
+@typing.overload
+def handle(method: H, /) -> H: ...
+@typing.overload
+def handle(*, batch: bool = False) -> Callable[[H], H]: ...
+def handle(method: Any = None, /, *, batch: bool = False) -> Any:
+    """Marks a method as the one for the message types in the annotation of its one parameter.
+
+        @handle
+        def on_trade(self, trade: Trade): ...
+
+        @handle(batch=True)
+        def on_trades(self, trades: list[Trade]): ...
+
+    With `batch`, the method is called with a list of what waits: consecutive messages of one type from one sender, at
+    least one. All of them take effect together. When the call fails, or kills the worker, the messages are handled
+    again one by one, each in a list of its own, so that the one to blame is found.
+    """
+    if method is None:
+        local = local_names(1)
+        return lambda method: _marked(method, batch, local)
     if not isinstance(method, FunctionType):
-        raise TypeError(f"@handle stands alone above a method, without arguments; it got {method!r}")
+        raise TypeError(f"@handle stands above a method, alone or as @handle(batch=True); it got {method!r}")
+    return _marked(method, batch, local_names(1))
+
+
+def _marked(method: Any, batch: bool, local: Mapping[str, Any]) -> Any:
+    if not isinstance(method, FunctionType):
+        raise TypeError(f"@handle(...) stands above a method; it got {method!r}")
+    setattr(method, _BATCH, batch)
     try:
-        types: tuple[Any, ...] | None = _annotated_types(method, local_names(1))
+        types: tuple[Any, ...] | None = _annotated_types(method, local)
     except Unresolved:
         types = None  # a name that is defined further down: describe() looks again
     setattr(method, _MARK, types)
@@ -151,6 +177,7 @@ class HandlerDescription:
 
     cls: type[Handler]
     handles: Mapping[type[Message], str]  # message class -> name of the method
+    batches: frozenset[str]  # the methods that take a list of them
     state: type[State] | None
     table: TableTypes | None
     has_on_start: bool
@@ -165,6 +192,7 @@ def describe(cls: type[Handler]) -> HandlerDescription:
     """Read a handler class."""
     problems: list[str] = []
     handles = _handles(cls, problems)
+    batches = frozenset(name for name in handles.values() if getattr(_definition(cls, name), _BATCH, False))
     state, table = _state(cls, problems)
     lifecycle = {
         name: getattr(cls, name, None) is not getattr(Handler, name) for name in ("on_start", "on_loop", "on_stop")
@@ -183,6 +211,7 @@ def describe(cls: type[Handler]) -> HandlerDescription:
     return HandlerDescription(
         cls,
         handles,
+        batches,
         state,
         table,
         lifecycle["on_start"],
@@ -199,9 +228,7 @@ def _handles(cls: type, problems: list[str]) -> dict[type[Message], str]:
     found: dict[type[Message], str] = {}
     for name in dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base)):
         definitions = [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
-        marked = next(
-            (one for one in definitions if _MARK in getattr(getattr(one, "__func__", one), "__dict__", {})), None
-        )
+        marked = _definition(cls, name)
         if marked is None or definitions[0] is None:
             continue  # not one, or taken back by `name = None`
         if not isinstance(definitions[0], FunctionType) or not isinstance(marked, FunctionType):
@@ -228,6 +255,12 @@ def _handles(cls: type, problems: list[str]) -> dict[type[Message], str]:
     return found
 
 
+def _definition(cls: type, name: str) -> Any:
+    """What is marked under this name, in the class or, where it was overridden without a mark, in a base; or None."""
+    definitions = (vars(base)[name] for base in cls.__mro__ if name in vars(base))
+    return next((one for one in definitions if _MARK in getattr(getattr(one, "__func__", one), "__dict__", {})), None)
+
+
 def _types_of(method: FunctionType) -> tuple[Any, ...]:
     types = getattr(method, _MARK)
     if types is None:
@@ -244,7 +277,12 @@ def _annotated_types(method: FunctionType, local: Mapping[str, Any]) -> tuple[An
         return ()
     names = getattr(function, "__globals__", {})
     closed = _closed_over(function) if isinstance(function, FunctionType) else {}
-    return alternatives(evaluate(parameters[0].annotation, names, {**closed, **local}))
+    declared = evaluate(parameters[0].annotation, names, {**closed, **local})
+    if getattr(method, _BATCH, False) and typing.get_origin(declared) is list:
+        (declared,) = typing.get_args(declared)
+    elif getattr(method, _BATCH, False):
+        return (_NotAList(declared),)
+    return alternatives(declared)
 
 
 def _closed_over(function: FunctionType) -> dict[str, Any]:
@@ -258,7 +296,18 @@ def _closed_over(function: FunctionType) -> dict[str, Any]:
     return found
 
 
+class _NotAList(NamedTuple):
+    """What a batch handler takes by mistake."""
+
+    declared: Any
+
+
 def _not_a_message(type_: Any) -> str | None:
+    if isinstance(type_, _NotAList):
+        text = getattr(type_.declared, "__name__", None) or repr(type_.declared)
+        return f"it is a batch handler and takes {text}: declare a list, as in `trades: list[Trade]`"
+    if typing.get_origin(type_) is list:
+        return f"it takes {type_!r}, which is not a Message class: put @handle(batch=True) above it to get several"
     text = getattr(type_, "__name__", None) or repr(type_)
     if not isinstance(type_, type) or not issubclass(type_, Message):
         return f"it takes {text}, which is not a Message class"

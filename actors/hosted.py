@@ -15,28 +15,33 @@ from actors.handler import Handler
 from actors.message import Message, State
 from actors.plan import HandlerPlan
 from actors.table import Table
+from bus import Progress
 
 
 class Context:
     """What the handler at work may ask about: the message in progress. One per worker."""
 
-    __slots__ = ("end", "flags", "handler", "local", "peer", "replied", "reply", "seq", "stop")
+    __slots__ = ("end", "flags", "handler", "local", "many", "peer", "progress", "replied", "reply", "stop")
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
         self.peer = ""
-        self.seq = 0
         self.flags = 0
         self.handler = ""
         self.replied = False
         self.stop = False
         self.end = False
-        self.local = (
-            False  # it is from a handler of this worker: peer and seq are those of its cause, or of its carrying
-        )
+        self.many = False  # it is not alone: a batch handler has all messages up to this one in hand
+        # It is from a handler of this worker: peer and seq are those of its cause, or of its carrying.
+        self.local = False
         self.reply: Callable[[Message], None] = lambda message: None
 
+    @property
+    def seq(self) -> int:
+        return self.progress.seq
+
     def message_id(self) -> str:
-        return f"{self.peer}/{self.seq}" if self.peer and not self.local else ""
+        return f"{self.peer}/{self.seq}" if self.peer and not self.local and not self.many else ""
 
     def request_stop(self) -> None:
         self.stop = True

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from actors.attempts import Tolerance, strictest
 from actors.codec import RunCodec
 from actors.hosted import Hosted
 
+Call = Callable[[Any], object]
+
 
 class Inlet:
     """One route, as it arrives at the worker."""
 
-    __slots__ = ("calls", "codec", "targets", "type_name")
+    __slots__ = ("batched", "calls", "codec", "exact", "targets", "together", "type_name")
 
     def __init__(self, codec: RunCodec, type_name: str, targets: list[tuple[Hosted, str]]) -> None:
         self.codec = codec
         self.type_name = type_name
         self.targets = targets
-        self.calls: list[tuple[Hosted, Any]] = []
+        self.calls: list[tuple[Hosted, Call]] = []  # with one message
+        self.together: list[tuple[Hosted, Call, bool]] = []  # the methods; whether they take a list of messages
+        self.batched = any(method in hosted.plan.description.batches for hosted, method in targets)
+        self.exact = any(hosted.timed for hosted, _ in targets)  # when each message began has to be known
 
     def bind(self) -> None:
         """To the handlers' present instances."""
-        self.calls = [(hosted, getattr(hosted.instance, method)) for hosted, method in self.targets]
+        self.together = [
+            (hosted, getattr(hosted.instance, method), method in hosted.plan.description.batches)
+            for hosted, method in self.targets
+        ]
+        self.calls = [(hosted, _alone(call) if batch else call) for hosted, call, batch in self.together]
 
     @property
     def handlers(self) -> str:
@@ -32,3 +42,8 @@ class Inlet:
     def tolerance(self, max_attempts: int) -> Tolerance:
         """`max_attempts` is the topology's."""
         return strictest([hosted.plan.policy for hosted, _ in self.targets], max_attempts)
+
+
+def _alone(call: Call) -> Call:
+    """A batch handler's method, for one message."""
+    return lambda message: call([message])

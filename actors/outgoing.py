@@ -34,29 +34,38 @@ class LocalSend(NamedTuple):
     message: Any
 
 
+Put = Callable[[Any], object]
+Puts = dict[type, Put]  # of one handler: what takes its messages of each class
+
+
 class Lane:
-    """One route as its source handler sees it. `put` takes a message; it is replaced as runs open and close."""
+    """One route as its source handler sees it. What takes its messages, in `puts`, changes as runs open and close."""
 
-    __slots__ = ("_first", "codec", "local", "messages", "peers", "put", "route", "source")
+    __slots__ = ("_first", "_puts", "_type", "codec", "local", "mean", "messages", "peers", "route", "source")
 
-    def __init__(self, route: Route, codec: RunCodec, peers: tuple[int, ...], local: bool, outgoing: Outgoing) -> None:
+    def __init__(
+        self, route: Route, codec: RunCodec, peers: tuple[int, ...], local: bool, outgoing: Outgoing, puts: Puts
+    ) -> None:
+        assert route.message is not None
         self.route = route.id
         self.source = route.source
         self.codec = codec
         self.peers = peers
         self.local = local
+        self.mean = 0.0  # bytes of a message, as they were lately
         self.messages: list[Any] = []  # of the open run
-        self._first = self._opener(outgoing)
-        self.put: Callable[[Any], object] = self._first
+        self._puts = puts
+        self._type = route.message
+        self._first = puts[self._type] = self._opener(outgoing)
 
     def close(self) -> None:
-        self.put = self._first
+        self._puts[self._type] = self._first
         self.messages = []
 
-    def _opener(self, outgoing: Outgoing) -> Callable[[Any], object]:
-        """The `put` of a closed lane: opens a run on all edges and leaves the fastest `put` in its place."""
+    def _opener(self, outgoing: Outgoing) -> Put:
+        """What opens a run on all edges, and leaves the quickest way into it in its place."""
         prepare = outgoing.preparer(self)
-        queue = outgoing.local
+        queue, puts, type_ = outgoing.local, self._puts, self._type
 
         def put_local(message: Any) -> None:
             queue.append(LocalSend(self, prepare(message)))
@@ -66,7 +75,7 @@ class Lane:
             append = outgoing.open(self).append
             append(prepared)
             if self.codec.late and not self.local:
-                self.put = append
+                puts[type_] = append
                 return
 
             def put(message: Any) -> None:
@@ -75,7 +84,7 @@ class Lane:
                 if self.local:
                     queue.append(LocalSend(self, prepared))
 
-            self.put = put
+            puts[type_] = put
             if self.local:
                 queue.append(LocalSend(self, prepared))
 
@@ -99,15 +108,15 @@ class Outgoing:
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
 
-    def sender(self, handler: str, lanes: dict[type, Lane]) -> Callable[[Message], None]:
+    def sender(self, handler: str, puts: Puts) -> Callable[[Message], None]:
         """The `send` of one handler. Raises UnroutedMessage for a type that no route takes from it."""
 
         def send(message: Message) -> None:
             try:
-                lane = lanes[type(message)]
+                put = puts[type(message)]
             except KeyError:
-                raise UnroutedMessage(handler, type(message).__name__, tuple(t.__name__ for t in lanes)) from None
-            lane.put(message)
+                raise UnroutedMessage(handler, type(message).__name__, tuple(t.__name__ for t in puts)) from None
+            put(message)
             # failpoint: send-buffered
 
         return send
@@ -175,18 +184,27 @@ class Outgoing:
         return encoded
 
     def _encode(self, lane: Lane, messages: Sequence[Any], peers: tuple[int, ...]) -> Iterator[EncodedRun]:
-        """Cut so that a run fits a record; a message too long for that is a run of its own, up to the size limit."""
-        codec = lane.codec
+        """Cut so that a run fits a record; a message too long for that is a run of its own, up to the size limit.
+
+        By the size of earlier messages, so that as a rule nothing is encoded twice.
+        """
+        codec, limit = lane.codec, self._max_run
+        step = int(limit / lane.mean) if lane.mean else len(messages)
+        at = 0
         try:
-            body = codec.encode_run(messages) if codec.late else codec.join(messages)
-            if codec.late:
-                codec.check_run(body, messages)
-            # failpoint: run-encoded
-            if len(body) <= self._max_run:
-                yield EncodedRun(lane.route, len(messages), 0, peers, body)
-                return
-            for count, part in codec.split_run(messages, self._max_run, self._max_message):
-                yield EncodedRun(lane.route, count, 0, peers, part)
+            while at < len(messages):
+                part = messages if step >= len(messages) else messages[at : at + max(1, step)]
+                body = codec.encode_run(part) if codec.late else codec.join(part)
+                if codec.late:
+                    codec.check_run(body, part)
+                # failpoint: run-encoded
+                lane.mean = 1.02 * len(body) / len(part)
+                if len(body) <= limit:
+                    yield EncodedRun(lane.route, len(part), 0, peers, body)
+                else:
+                    for count, piece in codec.split_run(part, limit, self._max_message):
+                        yield EncodedRun(lane.route, count, 0, peers, piece)
+                at += len(part)
         except SenderError as error:
             error.blame(lane.source)
             raise

@@ -26,11 +26,13 @@ from persist import Journal, Recovered, Snapshot, read
 
 
 class Suspect(NamedTuple):
-    """A message that was in progress when the run before was killed, and the epoch of the worker that was at it."""
+    """A message that was in progress when the run before was killed, the epoch of the worker that was at it, and
+    whether it was the last of several."""
 
     peer: int  # index in the present plan
     seq: int
     epoch: int
+    many: bool
 
 
 Suspects = dict[str, Suspect]  # by worker
@@ -76,8 +78,9 @@ def _in_progress(old: Identity, plan: Plan) -> Suspects:
             for worker in (one.name for one in plan.workers if one.name in board.names):
                 block = board.block(worker)
                 peer, seq = block.get(Field.BUSY_PEER) - 1, block.get(Field.BUSY_SEQ)
+                whence = block.get(Field.EPOCH), bool(block.get(Field.BUSY_MANY))
                 if 0 <= peer < len(old.peers) and old.peers[peer] in plan.peers:
-                    found[worker] = Suspect(plan.peers.index(old.peers[peer]), seq, block.get(Field.EPOCH))
+                    found[worker] = Suspect(plan.peers.index(old.peers[peer]), seq, *whence)
     except (SegmentMissing, LayoutError, OSError, ValueError):
         pass  # it ended by itself, the machine was restarted, or it was killed before there was a board
     return found

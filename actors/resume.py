@@ -26,12 +26,14 @@ class Names:
         self.handlers = [*(handler.name for handler in hosted), RUNTIME]
         self.routes = [route.key for route in plan.routes]
 
-    def first(self, recovered: Recovered | None, suspect: tuple[str, int] | None) -> Snapshot:
-        """The snapshot of a new incarnation. Counts the attempt of `suspect` in `recovered`; forgets those passed."""
+    def first(self, recovered: Recovered | None, suspect: tuple[str, int] | None, *, alone: bool = True) -> Snapshot:
+        """The snapshot of a new incarnation. Counts the attempt of `suspect` in `recovered`; forgets those passed. Not
+        `alone`: it was the last of several, any of which is to blame, so that it counts as suspect, but not as tried.
+        """
         recovered = recovered if recovered is not None else Recovered()
         attempts, watermarks = recovered.attempts, recovered.watermarks
         if suspect is not None:
-            attempts[suspect] = attempts.get(suspect, 0) + 1
+            attempts[suspect] = attempts.get(suspect, 0) + alone
         for peer, seq in [key for key in attempts if key[1] <= watermarks.get(key[0], 0)]:
             del attempts[peer, seq]
         return snapshot_of(

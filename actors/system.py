@@ -85,6 +85,7 @@ class System:
             for name, left in self._left_suspects.items():
                 # By it the next incarnation sees whether the attempt was counted already (`worker.open_journal`).
                 self._board.block(name).set(Field.EPOCH, left.epoch)
+                self._board.block(name).set(Field.BUSY_MANY, left.many)
             self._blocks = [self._board.block(worker.name) for worker in plan.workers]
             views = [attach_ring(self._identity.run_id, edge, self._wires) for edge in plan.edges]
             self._accounts = Accounts(plan, self._directory, self._board, views)
@@ -337,7 +338,8 @@ class System:
             # No journal counts them there.
             attempts = self._attempts.setdefault(name, {})
             if suspect is not None:
-                attempts[suspect] = attempts.get(suspect, 0) + 1
+                alone = not self._board.block(name).get(Field.BUSY_MANY)
+                attempts[suspect] = attempts.get(suspect, 0) + alone
         boot = Boot(
             plan=self.plan,
             worker=name,

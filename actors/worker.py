@@ -27,7 +27,7 @@ from actors.housekeeping import Housekeeping
 from actors.inlets import Inlet
 from actors.links import Arrival, Link
 from actors.log_worker import Levels
-from actors.outgoing import Lane, Outgoing
+from actors.outgoing import Lane, Outgoing, Puts
 from actors.pausing import Pausing
 from actors.plan import Plan, WorkerPlan
 from actors.process import arm_parent_death, inherited
@@ -35,7 +35,7 @@ from actors.resume import RUNTIME, SESSION, Names
 from actors.sources import Sources
 from actors.system_errors import HandlerFailed, MessageFailed, TopologyChanged
 from actors.wiring import Wires, attach_board, connect
-from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Text, WorkerState, max_record
+from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Progress, Text, WorkerState, max_record
 from persist import Journal, JournalFull, JournalLocked, JournalPoisoned, PersistError, Recovered, Retain, Snapshot
 
 IDLE_WAIT = 0.25  # seconds; a worker with nothing to do looks around this often
@@ -137,7 +137,7 @@ class Worker:
         names = Names(plan, boot.worker)
         journal, recovered = open_journal(plan, names, Path(boot.journal), boot.epoch, suspect, endpoint)
         # failpoint: journal-opened
-        context = Context()
+        context = Context(Progress(self._cells, Field.BUSY_SEQ, Field.BUSY_SINCE_NS))
         busy = self._cells
         log_worker.handlers_run_here(
             lambda: (context.handler, context.message_id() if busy[Field.BUSY_PEER] else ""),
@@ -215,10 +215,10 @@ class Worker:
                 arrivals = dispatcher.run(arrivals)
                 worked |= not blocked or cells[Field.COMMITS] != count or dispatcher.leaving != ending
             due = float("inf") if paused else min(dispatcher.blocked.values(), default=float("inf"))
-            if seen is Control.RUN and sources and not endpoint.paused and pausing.sources and not only_own:
-                if not (arrivals and dispatcher.careful.is_next(arrivals)):
-                    due = min(due, sources.call(now / 1e9))
-                    worked |= due <= time.monotonic() or dispatcher.leaving
+            free = seen is Control.RUN and not endpoint.paused and pausing.sources and not only_own
+            if sources and free and not (arrivals and dispatcher.careful.is_next(arrivals)):
+                due = min(due, sources.call(now / 1e9))
+                worked |= due <= time.monotonic() or dispatcher.leaving
             self._house.keep()
             if not worked:
                 log_worker.tell_dropped()
@@ -284,7 +284,7 @@ def open_journal(
     def first(recovered: Recovered | None, epoch: int) -> Snapshot:
         # An incarnation that died before it had told its epoch may have counted the suspect already.
         counted = recovered is not None and recovered.epoch > endpoint.block.get(Field.EPOCH)
-        snapshot = names.first(recovered, None if counted else suspect)
+        snapshot = names.first(recovered, None if counted else suspect, alone=not endpoint.block.get(Field.BUSY_MANY))
         endpoint.dead, endpoint.dead_peers = list(snapshot.dead), list(snapshot.peers)
         return snapshot
 
@@ -307,13 +307,13 @@ def assemble(
 
     hosted: dict[str, Hosted] = {}
     for index, handler in enumerate(worker.handlers):
-        lanes: dict[type, Lane] = {}
+        puts: Puts = {}
         for route in plan.routes_from(handler.name):
             assert route.message is not None
             targets = plan.target_peers(route)
             remote = tuple(sorted(peers[name] for name in targets if name != worker.name))
-            lanes[route.message] = Lane(route, codec(route.message), remote, worker.name in targets, outgoing)
-        hosted[handler.name] = Hosted(index, handler, outgoing.sender(handler.name, lanes), context)
+            Lane(route, codec(route.message), remote, worker.name in targets, outgoing, puts)
+        hosted[handler.name] = Hosted(index, handler, outgoing.sender(handler.name, puts), context)
     inlets: dict[int, Inlet] = {}
     for route in plan.routes:
         here = [hosted[name] for name in route.targets if name in hosted]

@@ -22,7 +22,7 @@ from bus.errors import (
     SharedMemoryFull,
     UnknownImplementation,
 )
-from bus.implementation import RING_IMPLEMENTATION, Doorbell, PyDoorbell, PyRing, Ring
+from bus.implementation import RING_IMPLEMENTATION, Doorbell, Progress, PyDoorbell, PyProgress, PyRing, Ring
 from bus.layout import (
     UNKNOWN,
     BoardCell,
@@ -81,7 +81,9 @@ __all__ = [
     "LayoutError",
     "NoSuchBlock",
     "Pause",
+    "Progress",
     "PyDoorbell",
+    "PyProgress",
     "PyRing",
     "RecordTooLarge",
     "Rejected",

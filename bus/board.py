@@ -20,7 +20,6 @@ from bus.layout import (
     TEXT_LIMIT,
     WORD,
     BoardCell,
-    Field,
     Text,
     block_at,
     board_size,
@@ -49,11 +48,11 @@ class Block:
         self.doorbell = Doorbell(block, DOORBELL_AT)
         self._texts = {text: block[at : at + WORD + TEXT_LIMIT[text]] for text, at in TEXT_AT.items()}
 
-    def get(self, field: Field) -> int:
+    def get(self, field: int) -> int:
         value = self.cells[field]
         return value - 2**64 if field in SIGNED and value >= _SIGN else value
 
-    def set(self, field: Field, value: int) -> None:
+    def set(self, field: int, value: int) -> None:
         self.cells[field] = value & _MASK
 
     def text(self, text: Text) -> str:

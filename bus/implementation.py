@@ -1,4 +1,5 @@
-"""Which ring and doorbell this process uses: the C ones where they were built, unless RINGLEADER_RING forces either.
+"""Which ring, doorbell and progress this process uses: the C ones where they were built, unless RINGLEADER_RING forces
+either.
 
 Both write the same memory, so that processes with different choices talk to each other.
 """
@@ -11,12 +12,23 @@ from typing import TYPE_CHECKING, Final, Literal
 from bus.doorbell import Doorbell as PyDoorbell
 from bus.errors import ImplementationNotBuilt, UnknownImplementation
 from bus.layout import RING_VERSION
+from bus.progress import Progress as PyProgress
 from bus.ring import Ring as PyRing
 
 VARIABLE: Final = "RINGLEADER_RING"
 CHOICES: Final = ("c", "python")
 
-__all__ = ["CHOICES", "RING_IMPLEMENTATION", "VARIABLE", "Doorbell", "PyDoorbell", "PyRing", "Ring"]
+__all__ = [
+    "CHOICES",
+    "RING_IMPLEMENTATION",
+    "VARIABLE",
+    "Doorbell",
+    "Progress",
+    "PyDoorbell",
+    "PyProgress",
+    "PyRing",
+    "Ring",
+]
 
 
 def _choose() -> Literal["c", "python"]:
@@ -26,7 +38,7 @@ def _choose() -> Literal["c", "python"]:
     if wanted == "python":
         return "python"
     try:
-        from bus import _ring
+        from bus import _progress, _ring  # noqa: F401
 
         problem = "" if _ring.RING_VERSION == RING_VERSION else f"it was built for layout {_ring.RING_VERSION}"
     except ImportError as error:
@@ -41,7 +53,9 @@ RING_IMPLEMENTATION: Final = _choose()
 if TYPE_CHECKING:
     Ring = PyRing
     Doorbell = PyDoorbell
+    Progress = PyProgress
 elif RING_IMPLEMENTATION == "c":
+    from bus._progress import Progress
     from bus._ring import Doorbell, Ring
 else:
-    Ring, Doorbell = PyRing, PyDoorbell
+    Ring, Doorbell, Progress = PyRing, PyDoorbell, PyProgress

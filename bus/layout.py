@@ -57,7 +57,7 @@ Block:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -81,6 +81,21 @@ RECORD: Final = 1
 PADDING: Final = 2
 
 
+class Cells(type):
+    """Names of cells. They are plain numbers: a message that comes alone passes some fifty of them, and a member of an
+    IntEnum takes 110 ns to read on CPython 3.11."""
+
+    def __iter__(cls) -> Iterator[int]:
+        return (value for name, value in vars(cls).items() if name.isupper())
+
+    def __getitem__(cls, name: str) -> int:
+        value: int = vars(cls)[name]
+        return value
+
+    def name_of(cls, cell: int) -> str:
+        return next(name for name in vars(cls) if name.isupper() and cls[name] == cell)
+
+
 class RingIdentity(IntEnum):
     """Cells written once, at format."""
 
@@ -90,7 +105,7 @@ class RingIdentity(IntEnum):
     EPOCH = 3
 
 
-class Cell(IntEnum):
+class Cell(metaclass=Cells):
     """Cells of a ring that change. Each has exactly one writer."""
 
     # the producer writes
@@ -189,7 +204,7 @@ class BoardCell(IntEnum):
     SYSTEM_STATE = SUPERVISOR_PID + 2
 
 
-class Field(IntEnum):
+class Field(metaclass=Cells):
     """Cells of a status block. Times are monotonic nanoseconds."""
 
     # the worker writes
@@ -229,6 +244,9 @@ class Field(IntEnum):
     RETRY_AT_NS = 33
     RETRY_ORDERED = 34  # 1: nothing else is handled meanwhile, 0: what came from other peers is
     AT_RISK = 35  # level memory: what it has sent on its own account has found no room, and is in its memory only
+    BUSY_MANY = (
+        36  # 1: a batch handler had several messages in hand, BUSY_SEQ was the last; the next incarnation reads it
+    )
     # the supervisor writes
     CONTROL = 48  # a Control
     RESTARTS = 49

@@ -36,10 +36,10 @@ from bus.memory import STRONGLY_ORDERED, address_of, fence
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-_FIRST_CELL: Final = int(Cell.TAIL)
+_FIRST_CELL: Final = Cell.TAIL
 _CELLS: Final = HEADER_SIZE // WORD
-_TAIL: Final = int(Cell.TAIL)
-_HEAD: Final = int(Cell.HEAD)
+_TAIL: Final = Cell.TAIL
+_HEAD: Final = Cell.HEAD
 _LENGTH_MASK: Final = 2**32 - 1
 _RECORD_BITS: Final = RECORD << 32
 _PADDING_BITS: Final = PADDING << 32

@@ -10,7 +10,7 @@ from bus import Board, Field, WorkerState
 
 
 @pytest.mark.parametrize("field", [Field.PID, Field.BUSY_PEER, Field.CONTROL_SEEN, Field.PAUSED, Field.RETRY_PEER])
-def test_nothing_is_shown_of_a_dead_worker_that_only_a_living_one_can_be_about(field: Field) -> None:
+def test_nothing_is_shown_of_a_dead_worker_that_only_a_living_one_can_be_about(field: int) -> None:
     board = Board.format(bytearray(Board.size(["work"])), ["work"])
     block = board.block("work")
     block.set(field, 3)

@@ -257,7 +257,7 @@ def test_an_annotation_that_is_no_message_class_is_a_mistake(annotation):
     cls = type("Wrong", (Handler,), {"on_it": handle(on_it)})
     (text,) = problems(cls)
     assert text.startswith("on_it: it takes ")
-    assert text.endswith("which is not a Message class")
+    assert "which is not a Message class" in text
 
 
 def test_message_itself_is_not_a_type_to_handle():

@@ -399,7 +399,7 @@ def test_what_is_not_a_ring_is_refused_with_the_value_at_fault(name: str) -> Non
 @each
 @pytest.mark.parametrize("bad", [1, 2**63, 2**64 - 8])
 @pytest.mark.parametrize("cell", [Cell.HEAD, Cell.TAIL])
-def test_a_cell_that_is_no_position_is_corrupt(name: str, cell: Cell, bad: int) -> None:
+def test_a_cell_that_is_no_position_is_corrupt(name: str, cell: int, bad: int) -> None:
     buffer = new_ring()
     ring = RINGS[name](buffer)
     set_cell(buffer, cell, bad)

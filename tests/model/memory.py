@@ -42,7 +42,7 @@ class SimRing(PyRing):
         return records
 
     def set(self, cell: int, value: int, /) -> None:
-        self._sim.step(f"ring {Cell(cell).name}")
+        self._sim.step(f"ring {Cell.name_of(cell)}")
         super().set(cell, value)
 
 
@@ -82,7 +82,7 @@ class SimCells:
 
     def __setitem__(self, field: int, value: int) -> None:
         if field in _STEPS:
-            self._sim.step(f"cell {Field(field).name}")
+            self._sim.step(f"cell {Field.name_of(field)}")
         elif field == Field.HEARTBEAT_NS:
             self._sim.step("turn")
         self._cells[field] = value

@@ -18,7 +18,7 @@ from actors.gateway import Gateway
 from actors.plan import GATEWAY, Plan
 from actors.system import System
 from actors.system_errors import SendTimeout
-from bus import Block
+from bus import Block, PyProgress, progress
 from persist import journal as journal_module
 from persist import writer as writer_module
 from persist.journal import Journal
@@ -75,12 +75,14 @@ def simulated(scene: Scene, clock: Clock) -> Iterator[None]:
 
     with (
         mock.patch.multiple(worker, Journal=SimJournal, RunCodec=codec, time=clock, make_endpoint=make_endpoint),
+        mock.patch.object(worker, "Progress", PyProgress),
         mock.patch.object(system_module, "make_endpoint", make_endpoint),
         mock.patch.object(gateway, "RunCodec", codec),
         mock.patch.object(journal_module, "DirectoryLock", lambda *given: current().lock(*given)),
         mock.patch.object(writer_module, "AHEAD_BYTES", 2048),
         mock.patch.object(wiring, "attach_ring", lambda *given: current().ring(*given)),
         mock.patch.multiple(dispatch, time=clock, INLINE_LIMIT=scene.inline_limit),
+        mock.patch.object(progress, "time", clock),
         mock.patch.object(careful, "time", clock),
         mock.patch.object(hosted, "StateCodec", _state_codec),
         mock.patch.object(endpoint, "time", clock),
