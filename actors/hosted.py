@@ -12,7 +12,7 @@ from typing import Any
 from actors.codec import StateCodec
 from actors.errors import BadState
 from actors.handler import Handler
-from actors.message import Message, State
+from actors.message import State
 from actors.plan import HandlerPlan
 from actors.table import Table
 
@@ -33,7 +33,7 @@ class Context:
         self.local = (
             False  # it is from a handler of this worker: peer and seq are those of its cause, or of its carrying
         )
-        self.reply: Callable[[Message], None] = lambda message: None
+        self.reply: Callable[[Any], None] = lambda message: None
 
     def message_id(self) -> str:
         return f"{self.peer}/{self.seq}" if self.peer and not self.local else ""
@@ -48,7 +48,7 @@ class Context:
 class Hosted:
     """One handler of the worker. `index` is its place in the worker's name table."""
 
-    def __init__(self, index: int, plan: HandlerPlan, send: Callable[[Message], None], context: Context) -> None:
+    def __init__(self, index: int, plan: HandlerPlan, send: Callable[[Any], None], context: Context) -> None:
         self.index = index
         self.name = plan.name
         self.plan = plan

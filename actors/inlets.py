@@ -22,7 +22,8 @@ class Inlet:
 
     def bind(self) -> None:
         """To the handlers' present instances."""
-        self.calls = [(hosted, getattr(hosted.instance, method)) for hosted, method in self.targets]
+        calling = self.codec.calling
+        self.calls = [(hosted, calling(getattr(hosted.instance, method))) for hosted, method in self.targets]
 
     @property
     def handlers(self) -> str:

@@ -257,7 +257,7 @@ def test_an_annotation_that_is_no_message_class_is_a_mistake(annotation):
     cls = type("Wrong", (Handler,), {"on_it": handle(on_it)})
     (text,) = problems(cls)
     assert text.startswith("on_it: it takes ")
-    assert text.endswith("which is not a Message class")
+    assert "which is not a Message class" in text
 
 
 def test_message_itself_is_not_a_type_to_handle():
@@ -415,7 +415,7 @@ def test_all_mistakes_of_a_class_are_told_at_once():
         @handle
         def on_trade(self, trade): ...
 
-        def send(self, message: Message) -> None: ...
+        def send(self, message: object) -> None: ...
 
     assert len(problems(Wrong)) == 3
 
