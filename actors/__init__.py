@@ -5,9 +5,11 @@
 `SEMANTICS.md` beside this file is the page of promises.
 """
 
+from actors.codecs import JSON, PICKLE, RAW, Codec
 from actors.errors import (
     BadMessage,
     BadState,
+    CodecRefused,
     MessageTooLarge,
     NotRunning,
     Problem,
@@ -38,11 +40,16 @@ from actors.table import Table
 from actors.topology import Topology
 
 __all__ = [
+    "JSON",
+    "PICKLE",
+    "RAW",
     "AskFailed",
     "AskTimeout",
     "BadMessage",
     "BadReply",
     "BadState",
+    "Codec",
+    "CodecRefused",
     "ExitStatus",
     "Handler",
     "HandlerFailed",

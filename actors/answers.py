@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actors.codec import FLAG_ASK, FLAG_COMMAND, FLAG_ERROR, FLAG_REPLY, FLAG_REQUEUED, RunCodec
+from actors.codec_runs import run_codec
 from actors.errors import MessageTooLarge, SenderError
 from actors.hosted import Context
-from actors.message import Message
 from actors.outgoing import EncodedRun, Outgoing
 from actors.plan import GATEWAY, Plan
 from actors.replies import pack_answer, pack_failure, pack_outcome
@@ -23,13 +23,14 @@ class Answers:
     def __init__(self, plan: Plan, worker: str, outgoing: Outgoing, context: Context) -> None:
         self._route = plan.reply_route(worker).id
         self._gateway = plan.peers.index(GATEWAY)
+        self._plan = plan
         self._limit = plan.limits.max_message_bytes
         self._outgoing = outgoing
         self._context = context
         self._codecs: dict[type, RunCodec] = {}
         context.reply = self.reply
 
-    def reply(self, message: Message) -> None:
+    def reply(self, message: object) -> None:
         """What `Handler.reply` does. To a message that was requeued the answer goes nowhere: whoever asked was
         told that it was given up."""
         context = self._context
@@ -38,7 +39,7 @@ class Answers:
             raise NothingToReply(context.handler, type(message).__name__, context.message_id(), context.replied)
         codec = self._codecs.get(type(message))
         if codec is None:
-            codec = self._codecs[type(message)] = RunCodec(type(message))
+            codec = self._codecs[type(message)] = run_codec(self._plan, type(message))
         try:
             body = pack_answer(context.seq, message, codec)
             if len(body) > self._limit:

@@ -27,6 +27,7 @@ from actors.answers import Answers
 from actors.attempts import GiveUp, Tolerance, Wait, next_step
 from actors.codec import FLAG_ASK, FLAG_COMMAND
 from actors.endpoint import Endpoint
+from actors.errors import CodecRefused
 from actors.inlets import Inlet
 from actors.links import Arrival, Link
 from actors.system_errors import MessageFailed
@@ -70,6 +71,7 @@ class Careful:
         self._counted = set(attempts)  # durably
         self._waiting: dict[Link, tuple[bool, float, int]] = {}  # ordered, until, seq: what waits for its time
         self._failed_at: dict[Key, float] = {}  # or when this incarnation learned of it
+        self._refused: set[Key] = set()  # given up without another attempt: no codec will ever read them
         self._errors: dict[Key, tuple[str, str]] = {}  # reason and traceback of the last failure
 
     def run(self, arrivals: Sequence[Arrival], until: int) -> Sequence[Arrival]:
@@ -142,6 +144,9 @@ class Careful:
         tolerance = self._tolerances.get(arrival.route, self._default)
         dispatcher = self._dispatcher
         while True:
+            if key in self._refused:
+                self._bury(arrival, seq, raw)
+                return True
             count, now = self.attempts.get(key, 0), time.monotonic()
             match next_step(tolerance, count, self._failed_at.setdefault(key, now) if count else now, now):
                 case GiveUp():
@@ -163,14 +168,19 @@ class Careful:
         tolerance = self._tolerances.get(route, self._default)
         count = self.attempts.get(key, 0) + 1
         reason = f"{type(error).__name__}: {error}"
-        if tolerance.crash:
+        if isinstance(error, CodecRefused):
+            self._refused.add(key)
+        elif tolerance.crash:
             # The death counts, and nothing here: the message is still in progress.
             inlet = self._inlets[route]
             name = self._dispatcher.handler or inlet.handlers
             raise MessageFailed(name, f"{peer}/{key[1]}", inlet.type_name, count, reason) from error
         self._errors[key] = reason, "".join(traceback.format_exception(error))[-DETAIL_LIMIT:]
         self._dispatcher.rollback()
-        self._count(key, count, tolerance)
+        if key in self._refused:
+            self.attempts[key] = count
+        else:
+            self._count(key, count, tolerance)
 
     def _count(self, key: Key, count: int, tolerance: Tolerance) -> None:
         self.attempts[key] = count
@@ -244,4 +254,5 @@ class Careful:
             del self.attempts[key]
             self._failed_at.pop(key, None)
             self._errors.pop(key, None)
+            self._refused.discard(key)
             self._counted.discard(key)

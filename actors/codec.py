@@ -21,8 +21,9 @@ import msgspec
 from msgspec.structs import fields
 
 from actors.annotations import alternatives
-from actors.errors import BadMessage, BadRecord, BadState, MessageTooLarge
+from actors.errors import BadMessage, BadRecord, BadState, CodecRefused, MessageTooLarge
 from actors.message import Message, State, can_encode_late, type_name
+from actors.sealed import is_sealed, unseal
 
 RUN = struct.Struct("<QIHH")
 FLAG_ASK = 1  # the sender waits for a reply
@@ -121,7 +122,13 @@ class RunCodec:
         try:
             return self._decode_one(encoded)
         except msgspec.MsgspecError as error:
+            if is_sealed(encoded):
+                raise CodecRefused(self.type_name, unseal(encoded).codec, "msgpack") from None
             raise BadRecord(f"not a {self.type_name}: {error}", len(encoded)) from error
+
+    def calling(self, method: Callable[[Any], object], batch: bool) -> Callable[[Any], object]:
+        """What is called with each of what `decode_run` returned, or with a list of them, for a handler's method."""
+        return method
 
     def split_run(
         self, items: Sequence[Message] | Sequence[bytes], max_bytes: int, max_message_bytes: int | None = None

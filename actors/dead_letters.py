@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from actors.errors import RingleaderError
+from actors.codecs import JSON
+from actors.errors import BadRecord, RingleaderError
 from actors.identity import Identity
 from actors.plan import GATEWAY
 from actors.rundir import JOURNALS, RunDirectory
+from actors.sealed import is_sealed, unseal
 from persist import NamedDeadLetter, PersistError, read
 
 
@@ -37,7 +40,8 @@ class DeadLetterStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     time: str  # ISO 8601, UTC
     time_unix_seconds: float
     traceback: str = ""
-    payload: Any = None  # a MessagePack value, where it is one; else there is `payload_hex`
+    codec: str = ""  # its name; none for MessagePack
+    payload: Any = None  # a MessagePack or JSON value, where it is one; else there is `payload_hex`
     payload_hex: str = ""
 
 
@@ -165,7 +169,8 @@ def _journals(path: Path, identity: Identity) -> list[str]:
 
 def _letter(worker: str, letter: NamedDeadLetter, tracebacks: bool, payloads: bool) -> DeadLetterStatus:
     source = letter.route[0]
-    payload, as_hex = _payload(letter.body) if payloads else (None, "")
+    codec, encoded = _opened(letter.body)
+    payload, as_hex = _payload(codec, encoded) if payloads else (None, "")
     return DeadLetterStatus(
         id=f"{letter.peer}/{letter.seq}",
         worker=worker,
@@ -180,15 +185,28 @@ def _letter(worker: str, letter: NamedDeadLetter, tracebacks: bool, payloads: bo
         time=datetime.fromtimestamp(letter.time_ns / 1e9, UTC).isoformat(timespec="milliseconds"),
         time_unix_seconds=letter.time_ns / 1e9,
         traceback=letter.detail if tracebacks else "",
+        codec=codec,
         payload=payload,
         payload_hex=as_hex,
     )
 
 
-def _payload(body: bytes) -> tuple[Any, str]:
-    """As a value that JSON can carry, or else as hexadecimal text."""
+def _opened(body: bytes) -> tuple[str, bytes | memoryview]:
+    """By which codec, and what it made of the message."""
+    if is_sealed(body):
+        with suppress(BadRecord):
+            return unseal(body)
+    return "", body
+
+
+def _payload(codec: str, encoded: bytes | memoryview) -> tuple[Any, str]:
+    """As a value that JSON can carry, or else as hexadecimal text. Nothing is decoded that could be code."""
     try:
-        value = msgspec.msgpack.decode(body)
+        if codec == JSON.name:
+            return msgspec.json.decode(encoded), ""
+        if codec:
+            return None, encoded.hex()
+        value = msgspec.msgpack.decode(encoded)
         return msgspec.json.decode(msgspec.json.encode(value)), ""
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
-        return None, body.hex()
+        return None, encoded.hex()

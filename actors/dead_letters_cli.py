@@ -84,7 +84,7 @@ def show(
 ) -> None:
     """Show everything about dead letters: why, how often it was tried, the traceback. The system may run.
 
-    Payloads are shown only with --payload: as values where they are MessagePack, else in hexadecimal.
+    Payloads are shown only with --payload: as values where they are MessagePack or JSON, else in hexadecimal.
 
     \b
     Exit status:

@@ -13,7 +13,8 @@ def letter_lines(letter: DeadLetterStatus, payload: bool) -> list[str]:
     tries = f"{letter.attempts} attempt{'' if letter.attempts == 1 else 's'}"
     lines = [
         f"{letter.id} of worker {letter.worker}",
-        f"    type       {letter.type}, {size(letter.size_bytes)}",
+        f"    type       {letter.type}, {size(letter.size_bytes)}"
+        + (f", by codec {letter.codec}" if letter.codec else ""),
         f"    from       {letter.source}, by {letter.peer}",
         f"    for        {letter.handler}",
         f"    given up   {letter.time}, after {tries}",

@@ -48,6 +48,13 @@ class DeclaredGroup:
     where: str
 
 
+@dataclass(frozen=True, slots=True)
+class DeclaredCodec:
+    type: Any
+    codec: Any
+    where: str
+
+
 @dataclass(slots=True)
 class Declaration:
     """What a Topology was told, unchecked, in the order in which it was told."""
@@ -61,10 +68,16 @@ class Declaration:
     supervised: list[DeclaredOptions] = field(default_factory=list)
     processes: list[DeclaredOptions] = field(default_factory=list)
     groups: list[DeclaredGroup] = field(default_factory=list)
+    codecs: list[DeclaredCodec] = field(default_factory=list)
     strategy: Any = "one_for_one"  # of the root
     descriptions: dict[type, HandlerDescription] = field(default_factory=dict)
 
     def describe(self, cls: type[Handler]) -> HandlerDescription:
         if cls not in self.descriptions:
-            self.descriptions[cls] = describe(cls)
+            self.descriptions[cls] = describe(cls, self.coded)
         return self.descriptions[cls]
+
+    @property
+    def coded(self) -> frozenset[type]:
+        """The classes that have a codec, by which they are messages whatever else they are."""
+        return frozenset(one.type for one in self.codecs if isinstance(one.type, type))

@@ -50,6 +50,10 @@ class Prepared(NamedTuple):
     keys: list[tuple[int, bytes, bytes | None]]
 
 
+class _Unreadable(Exception):
+    """Something in a run cannot be decoded; which message it is, the careful way finds out."""
+
+
 class Dispatcher:
     """The handlers of one worker over its endpoint. `attempts` counts failed tries of (peer index, seq)."""
 
@@ -188,7 +192,8 @@ class Dispatcher:
             prepared = self.prepare()
         except Exception as error:  # whatever user code raises
             context = self._context
-            if not handled and not context.local and not context.many:
+            alone = not context.local and not context.many and not isinstance(error, _Unreadable)
+            if not handled and alone:
                 # The message at hand has failed, and what came before it in this batch is handled again first.
                 self.careful.failed((self._began[0], context.seq), self._route, context.peer, error)
             else:
@@ -225,7 +230,11 @@ class Dispatcher:
     def _handle(self, arrival: Arrival, skip: int) -> bool:
         """Handles a run but for the messages to skip. False if time was up before its end; the rest is then new."""
         inlet = self._inlets[arrival.route]
-        messages = inlet.codec.decode_run(arrival.body)
+        try:
+            messages = inlet.codec.decode_run(arrival.body)
+        except Exception as error:
+            self._began = (arrival.link.index, arrival.first + arrival.length - 1)
+            raise _Unreadable from error
         # failpoint: run-decoded
         if skip:
             messages = messages[skip:]

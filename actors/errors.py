@@ -147,6 +147,25 @@ class MessageTooLarge(SenderError):
         )
 
 
+class CodecRefused(RingleaderError):
+    """A message was encoded by a codec that the topology does not give its class (any more).
+
+    No attempt would ever read it, so it becomes a dead letter at once, whatever its handlers tolerate.
+    """
+
+    def __init__(self, type: str, codec: str, expected: str) -> None:  # noqa: A002  (the attribute's name)
+        super().__init__(type, codec, expected)
+        self.type = type
+        self.codec = codec
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return (
+            f"a {self.type} was encoded by codec {self.codec!r}, but the topology gives this class {self.expected!r}:"
+            f" it can be requeued under a topology that names {self.codec!r} for it"
+        )
+
+
 class BadState(RingleaderError):
     """A durable state holds a value that cannot be encoded, or that does not fit its declared type when read back.
 

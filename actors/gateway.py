@@ -16,15 +16,15 @@ from typing import Any
 import msgspec
 
 from actors.codec import FLAG_ASK, FLAG_COMMAND, FLAG_ERROR, RunCodec
+from actors.codec_runs import run_codec
 from actors.endpoint import Endpoint
-from actors.errors import MessageTooLarge
+from actors.errors import MessageTooLarge, RingleaderError
 from actors.housekeeping import Housekeeping
 from actors.links import Arrival
-from actors.message import Message
 from actors.outgoing import EncodedRun
 from actors.plan import Plan, Route
 from actors.replies import read_answer, read_failure, read_outcome, request_of, type_key
-from actors.system_errors import AskTimeout, BadReply, CommandTimeout, SendTimeout, SystemClosed, UnknownHandler
+from actors.system_errors import AskTimeout, CommandTimeout, SendTimeout, SystemClosed, UnknownHandler
 from bus import Field
 from persist import JournalFull
 
@@ -35,15 +35,13 @@ ROOM_WAIT = 0.05
 class Gateway:
     """External sender over an endpoint, whose journal is looked after here."""
 
-    def __init__(
-        self, plan: Plan, endpoint: Endpoint, house: Housekeeping, resolve: Callable[[str], type[Message]]
-    ) -> None:
+    def __init__(self, plan: Plan, endpoint: Endpoint, house: Housekeeping, resolve: Callable[[str], type]) -> None:
         self._plan = plan
         self._endpoint = endpoint
         self._house = house
         self._resolve = resolve
         self._codecs: dict[type, RunCodec] = {}
-        self._asked: dict[tuple[int, int], tuple[Future[Any], type[Message] | None]] = {}
+        self._asked: dict[tuple[int, int], tuple[Future[Any], type | None]] = {}
         self._peers = {link.name: link.index for link in endpoint.links}
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -55,17 +53,17 @@ class Gateway:
     def start(self) -> None:
         self._thread.start()
 
-    def send(self, handler: str, message: Message, timeout: float | None) -> None:
+    def send(self, handler: str, message: object, timeout: float | None) -> None:
         """Returns once the message is durable. Raises SendTimeout when its receiver takes no more until then, and
         JournalFull when the disk does not."""
         self._send(handler, message, timeout, 0, None)
 
-    def ask(self, handler: str, message: Message, timeout: float, reply: type[Message] | None) -> Message:
+    def ask(self, handler: str, message: object, timeout: float, reply: type | None) -> Any:
         """The handler's reply. AskTimeout: none yet, the message may still take effect; AskFailed: it was given up."""
         deadline = time.monotonic() + timeout
         key, future = self._send(handler, message, timeout, FLAG_ASK, reply)
         try:
-            answer: Message = future.result(max(0.0, deadline - time.monotonic()))
+            answer: object = future.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             raise AskTimeout(handler, type(message).__name__, timeout) from None
         finally:
@@ -109,7 +107,7 @@ class Gateway:
 
     # ------------------------------------------------------------------------------------------------ sending
     def _send(
-        self, handler: str, message: Message, timeout: float | None, flags: int, reply: type[Message] | None
+        self, handler: str, message: object, timeout: float | None, flags: int, reply: type | None
     ) -> tuple[tuple[int, int], Future[Any]]:
         route = self._route(handler, message)
         body = self._encode(message)
@@ -124,7 +122,7 @@ class Gateway:
         place: tuple[str, str],
         timeout: float | None,
         flags: int,
-        reply: type[Message] | None,
+        reply: type | None,
     ) -> tuple[tuple[int, int], Future[Any]]:
         """`place`: the receiver and what it is sent, for an error."""
         peer = self._peers[worker]
@@ -154,7 +152,7 @@ class Gateway:
                 self._asked[key] = (future, reply)
             return key, future
 
-    def _route(self, handler: str, message: Message) -> Route:
+    def _route(self, handler: str, message: object) -> Route:
         route = self._plan.entry(handler, type(message))
         if route is None:
             known = tuple(one.name for one in self._plan.handlers)
@@ -164,10 +162,10 @@ class Gateway:
             raise UnknownHandler(handler, type(message).__name__, takes, known)
         return route
 
-    def _encode(self, message: Message) -> bytes:
+    def _encode(self, message: Any) -> bytes:
         codec = self._codecs.get(type(message))
         if codec is None:
-            codec = self._codecs[type(message)] = RunCodec(type(message))
+            codec = self._codecs[type(message)] = run_codec(self._plan, type(message))
         body = codec.encode_run([message])
         codec.check_run(body)
         if len(body) > self._plan.limits.max_message_bytes:
@@ -233,19 +231,21 @@ class Gateway:
         future, expected = waiting
 
         # failpoint: gateway-answer
-        def resolve(key: str) -> type[Message]:
+        def resolve(key: str) -> type:
             return expected if expected is not None and type_key(expected) == key else self._resolve(key)
 
         try:
             if arrival.flags & FLAG_COMMAND:
                 _settle(future, read_outcome(body))
                 return
-            _settle(future, read_failure(body) if arrival.flags & FLAG_ERROR else read_answer(body, resolve))
-        except (msgspec.MsgspecError, BadReply) as error:
+            _settle(
+                future, read_failure(body) if arrival.flags & FLAG_ERROR else read_answer(body, resolve, self._plan)
+            )
+        except (msgspec.MsgspecError, RingleaderError) as error:
             _settle(future, error)
 
 
-def _settle(future: Future[Any], outcome: Message | list[str] | BaseException) -> None:
+def _settle(future: Future[Any], outcome: object) -> None:
     try:
         if isinstance(outcome, BaseException):
             future.set_exception(outcome)

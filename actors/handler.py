@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
@@ -67,7 +67,7 @@ class Handler:
         current: Callable[[], str] | None = vars(self).get("_message_id")
         return current() if current is not None else ""
 
-    def send(self, message: Message) -> None:
+    def send(self, message: object) -> None:
         """Send a message to whoever the topology routes this type to from here.
 
         It leaves when the transaction commits, together with what was consumed and the state: all of it takes effect,
@@ -76,7 +76,7 @@ class Handler:
         """
         self._not_running("send")
 
-    def reply(self, message: Message) -> None:
+    def reply(self, message: object) -> None:
         """Answer the message being handled, if its sender waits for an answer (`system.ask`); once per message."""
         self._not_running("reply")
 
@@ -176,22 +176,22 @@ class HandlerDescription:
     """What a handler class declares. `problems` are sentences about the class; empty if it can be run."""
 
     cls: type[Handler]
-    handles: Mapping[type[Message], str]  # message class -> name of the method
+    handles: Mapping[type, str]  # message class -> name of the method
     batches: frozenset[str]  # the methods that take a list of them
     state: type[State] | None
     table: TableTypes | None
     has_on_start: bool
     has_on_loop: bool
     has_on_stop: bool
-    sends: tuple[type[Message], ...]  # classes it surely constructs in a self.send(...); there may be others
-    replies: tuple[type[Message], ...]  # the same for self.reply(...)
+    sends: tuple[type, ...]  # classes it surely constructs in a self.send(...); there may be others
+    replies: tuple[type, ...]  # the same for self.reply(...)
     problems: tuple[str, ...] = ()
 
 
-def describe(cls: type[Handler]) -> HandlerDescription:
-    """Read a handler class."""
+def describe(cls: type[Handler], coded: Container[type] = ()) -> HandlerDescription:
+    """Read a handler class. `coded`: the classes that the topology gives a codec, which are messages too."""
     problems: list[str] = []
-    handles = _handles(cls, problems)
+    handles = _handles(cls, problems, coded)
     batches = frozenset(name for name in handles.values() if getattr(_definition(cls, name), _BATCH, False))
     state, table = _state(cls, problems)
     lifecycle = {
@@ -207,7 +207,7 @@ def describe(cls: type[Handler]) -> HandlerDescription:
     if abstract := sorted(getattr(cls, "__abstractmethods__", ())):
         problems.append(f"it is abstract: {', '.join(abstract)} is not implemented")
     if not handles and not problems and not lifecycle["on_start"] and not lifecycle["on_loop"]:
-        problems.append(_idle(cls))
+        problems.append(_idle(cls, coded))
     return HandlerDescription(
         cls,
         handles,
@@ -217,15 +217,15 @@ def describe(cls: type[Handler]) -> HandlerDescription:
         lifecycle["on_start"],
         lifecycle["on_loop"],
         lifecycle["on_stop"],
-        constructed(cls, "send"),
-        constructed(cls, "reply"),
+        constructed(cls, "send", coded),
+        constructed(cls, "reply", coded),
         tuple(problems),
     )
 
 
-def _handles(cls: type, problems: list[str]) -> dict[type[Message], str]:
+def _handles(cls: type, problems: list[str], coded: Container[type]) -> dict[type, str]:
     """The message types of a class and the methods for them, overriding as in Python: by the method's name."""
-    found: dict[type[Message], str] = {}
+    found: dict[type, str] = {}
     for name in dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base)):
         definitions = [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
         marked = _definition(cls, name)
@@ -243,7 +243,7 @@ def _handles(cls: type, problems: list[str]) -> dict[type[Message], str]:
             problems.append(f"{name}: the annotation {error.annotation!r} cannot be resolved ({error.reason})")
             continue
         for type_ in types:
-            if reason := _not_a_message(type_):
+            if reason := _not_a_message(type_, coded):
                 problems.append(f"{name}: {reason}")
             elif type_ in found:
                 problems.append(
@@ -302,15 +302,18 @@ class _NotAList(NamedTuple):
     declared: Any
 
 
-def _not_a_message(type_: Any) -> str | None:
+def _not_a_message(type_: Any, coded: Container[type]) -> str | None:
     if isinstance(type_, _NotAList):
         text = getattr(type_.declared, "__name__", None) or repr(type_.declared)
         return f"it is a batch handler and takes {text}: declare a list, as in `trades: list[Trade]`"
     if typing.get_origin(type_) is list:
         return f"it takes {type_!r}, which is not a Message class: put @handle(batch=True) above it to get several"
+    if isinstance(type_, type) and type_ in coded:
+        return None
     text = getattr(type_, "__name__", None) or repr(type_)
     if not isinstance(type_, type) or not issubclass(type_, Message):
-        return f"it takes {text}, which is not a Message class"
+        codec = f", nor has it a codec: topology.codec({text}, ...)" if type(type_) is type else ""
+        return f"it takes {text}, which is not a Message class{codec}"
     if type_ is Message:
         return "it takes Message itself: name the classes it is for, as in `trade: Trade | Quote`"
     return None
@@ -379,7 +382,7 @@ def _state(cls: type, problems: list[str]) -> tuple[type[State] | None, TableTyp
     return declared, None
 
 
-def _idle(cls: type) -> str:
+def _idle(cls: type, coded: Container[type]) -> str:
     """Why a class that does nothing does nothing, as far as can be told."""
     forgotten = []
     for name in dir(cls):
@@ -389,7 +392,7 @@ def _idle(cls: type) -> str:
                 types = _annotated_types(method, {})
             except Unresolved:
                 continue
-            if types and not any(_not_a_message(type_) for type_ in types):
+            if types and not any(_not_a_message(type_, coded) for type_ in types):
                 forgotten.append(name)
     if forgotten:
         return f"it handles nothing: put @handle above {', '.join(forgotten)}"

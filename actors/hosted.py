@@ -12,7 +12,7 @@ from typing import Any
 from actors.codec import StateCodec
 from actors.errors import BadState
 from actors.handler import Handler
-from actors.message import Message, State
+from actors.message import State
 from actors.plan import HandlerPlan
 from actors.table import Table
 from bus import Progress
@@ -34,7 +34,7 @@ class Context:
         self.many = False  # it is not alone: a batch handler has all messages up to this one in hand
         # It is from a handler of this worker: peer and seq are those of its cause, or of its carrying.
         self.local = False
-        self.reply: Callable[[Message], None] = lambda message: None
+        self.reply: Callable[[Any], None] = lambda message: None
 
     @property
     def seq(self) -> int:
@@ -53,7 +53,7 @@ class Context:
 class Hosted:
     """One handler of the worker. `index` is its place in the worker's name table."""
 
-    def __init__(self, index: int, plan: HandlerPlan, send: Callable[[Message], None], context: Context) -> None:
+    def __init__(self, index: int, plan: HandlerPlan, send: Callable[[Any], None], context: Context) -> None:
         self.index = index
         self.name = plan.name
         self.plan = plan

@@ -28,10 +28,10 @@ class Inlet:
 
     def bind(self) -> None:
         """To the handlers' present instances."""
-        self.together = [
-            (hosted, getattr(hosted.instance, method), method in hosted.plan.description.batches)
-            for hosted, method in self.targets
-        ]
+        self.together = []
+        for hosted, method in self.targets:
+            batch = method in hosted.plan.description.batches
+            self.together.append((hosted, self.codec.calling(getattr(hosted.instance, method), batch), batch))
         self.calls = [(hosted, _alone(call) if batch else call) for hosted, call, batch in self.together]
 
     @property

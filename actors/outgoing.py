@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from actors.codec import RunCodec
 from actors.errors import MessageTooLarge, SenderError, UnroutedMessage
-from actors.message import Message
 from actors.plan import Route
 
 
@@ -108,10 +107,10 @@ class Outgoing:
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
 
-    def sender(self, handler: str, puts: Puts) -> Callable[[Message], None]:
+    def sender(self, handler: str, puts: Puts) -> Callable[[Any], None]:
         """The `send` of one handler. Raises UnroutedMessage for a type that no route takes from it."""
 
-        def send(message: Message) -> None:
+        def send(message: Any) -> None:
             try:
                 put = puts[type(message)]
             except KeyError:

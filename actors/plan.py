@@ -21,10 +21,10 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from actors.codecs import Codec
 from actors.components import strongly_connected
 from actors.handler import HandlerDescription, HandlerSpec
 from actors.handler_policy import HandlerPolicy
-from actors.message import Message
 from actors.process_options import ProcessOptions
 from actors.restart import ChildSpec, Restart, Strategy
 
@@ -99,7 +99,7 @@ class Edge:
 class Route:
     id: int
     source: str  # a handler; GATEWAY; for a reply route, a worker
-    message: type[Message] | None  # None for a reply route, which carries any class
+    message: type | None  # None for a reply route, which carries any class
     type_name: str  # REPLY for a reply route
     targets: tuple[str, ...]  # handlers; (GATEWAY,) for a reply route; empty: this is sent to nobody, on purpose
 
@@ -123,6 +123,7 @@ class Plan:
     fingerprint: str
     limits: Limits
     groups: tuple[Group, ...]  # the root first, parents before their members
+    codecs: tuple[tuple[type, Codec], ...] = ()  # the classes that are not encoded as MessagePack
 
     @cached_property
     def peers(self) -> tuple[str, ...]:
@@ -154,6 +155,10 @@ class Plan:
                 found[worker.name] = "/".join(path)
         return found
 
+    def codec(self, message: type) -> Codec | None:
+        """What messages of this class are encoded by; None for MessagePack."""
+        return self._codecs.get(message)
+
     def worker(self, name: str) -> WorkerPlan:
         return self._workers[name]
 
@@ -178,14 +183,14 @@ class Plan:
     def outbound(self, peer: str) -> tuple[Edge, ...]:
         return tuple(edge for edge in self.edges if edge.source == peer)
 
-    def route_for(self, source: str, message: type[Message]) -> Route | None:
+    def route_for(self, source: str, message: type) -> Route | None:
         """Where a handler's messages of this class go; None if the topology does not say."""
         return self._route_for.get((source, message))
 
     def routes_from(self, source: str) -> tuple[Route, ...]:
         return tuple(route for route in self.routes if route.source == source and not route.is_reply)
 
-    def entry(self, handler: str, message: type[Message]) -> Route | None:
+    def entry(self, handler: str, message: type) -> Route | None:
         """The route by which the outside world reaches a handler with this class; None if it does not handle it."""
         return self._entry.get((handler, message))
 
@@ -199,6 +204,10 @@ class Plan:
     def target_peers(self, route: Route) -> tuple[str, ...]:
         """The peers that host its targets, each once, in the order of the targets; the sender itself may be one."""
         return tuple(dict.fromkeys(self.worker_of(target) for target in route.targets))
+
+    @cached_property
+    def _codecs(self) -> Mapping[type, Codec]:
+        return dict(self.codecs)
 
     @cached_property
     def _workers(self) -> Mapping[str, WorkerPlan]:
@@ -221,13 +230,13 @@ class Plan:
         return {(edge.source, edge.target): edge for edge in self.edges}
 
     @cached_property
-    def _route_for(self) -> Mapping[tuple[str, type[Message]], Route]:
+    def _route_for(self) -> Mapping[tuple[str, type], Route]:
         return {
             (one.source, one.message): one for one in self.routes if one.message is not None and one.source != GATEWAY
         }
 
     @cached_property
-    def _entry(self) -> Mapping[tuple[str, type[Message]], Route]:
+    def _entry(self) -> Mapping[tuple[str, type], Route]:
         return {
             (one.targets[0], one.message): one
             for one in self.routes

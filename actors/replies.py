@@ -10,11 +10,13 @@ outcome  :=  MessagePack [why not, ...]                  of a command to the wor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from actors.codec import RunCodec
-from actors.message import Message
+from actors.codec_runs import run_codec
+from actors.plan import Plan
 from actors.system_errors import AskFailed
 
 _REQUEST_BYTES = 8
@@ -25,7 +27,7 @@ def type_key(type_: type) -> str:
     return f"{type_.__module__}:{type_.__qualname__}"
 
 
-def pack_answer(request: int, message: Message, codec: RunCodec) -> bytes:
+def pack_answer(request: int, message: Any, codec: RunCodec) -> bytes:
     """Raises BadMessage for a value that the asking side would not accept."""
     body = codec.encode_one(message)
     codec.check_run(codec.join([body]))
@@ -40,10 +42,11 @@ def request_of(body: bytes) -> int:
     return int.from_bytes(body[:_REQUEST_BYTES], "little")
 
 
-def read_answer(body: bytes, resolve: Callable[[str], type[Message]]) -> Message:
-    """Raises BadReply, from `resolve`, for an unknown class, and msgspec.MsgspecError for what is not an answer."""
+def read_answer(body: bytes, resolve: Callable[[str], type], plan: Plan) -> Any:
+    """Raises BadReply, from `resolve`, for an unknown class, and msgspec.MsgspecError, BadRecord or CodecRefused for
+    what is not an answer."""
     key, raw = msgspec.msgpack.decode(body[_REQUEST_BYTES:], type=tuple[str, msgspec.Raw])
-    return msgspec.msgpack.decode(raw, type=resolve(key))
+    return run_codec(plan, resolve(key)).decode_one(memoryview(raw))
 
 
 def read_failure(body: bytes) -> AskFailed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -18,19 +18,20 @@ from actors.message import Message
 _MISSING = object()
 
 
-def constructed(cls: type, action: str) -> tuple[type[Message], ...]:
-    """The message classes constructed in `self.<action>(...)` by the methods of `cls`, inherited ones too."""
-    found: dict[type[Message], None] = {}
+def constructed(cls: type, action: str, coded: Container[type] = ()) -> tuple[type, ...]:
+    """The message classes constructed in `self.<action>(...)` by the methods of `cls`, inherited ones too. `coded`:
+    classes that are messages beside the subclasses of Message."""
+    found: dict[type, None] = {}
     names = dict.fromkeys(name for one in reversed(cls.__mro__) for name in vars(one))
     for name in names:
         owner = next(one for one in cls.__mro__ if name in vars(one))
         method = vars(owner)[name]
         if isinstance(method, FunctionType):
-            found.update(dict.fromkeys(_constructed_in(inspect.unwrap(method), action)))
+            found.update(dict.fromkeys(_constructed_in(inspect.unwrap(method), action, coded)))
     return tuple(found)
 
 
-def _constructed_in(function: Any, action: str) -> Iterator[type[Message]]:
+def _constructed_in(function: Any, action: str, coded: Container[type]) -> Iterator[type]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
         nonlocals = inspect.getclosurevars(function).nonlocals
@@ -55,7 +56,9 @@ def _constructed_in(function: Any, action: str) -> Iterator[type[Message]]:
         ):
             for made in _outcomes(node.args[0]):
                 value = _meaning(made, bound, {**function.__globals__, **nonlocals})
-                if isinstance(value, type) and issubclass(value, Message) and value is not Message:
+                if isinstance(value, type) and (
+                    (issubclass(value, Message) and value is not Message) or value in coded
+                ):
                     yield value
 
 

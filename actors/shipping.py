@@ -47,7 +47,7 @@ _OPTIONS = (
 def pack(value: object) -> bytes:
     """Pickle, with classes and functions by value where the other side could not import them."""
     file = io.BytesIO()
-    _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     return file.getvalue()
 
 
@@ -57,7 +57,9 @@ def unpack_plan(data: bytes) -> Plan:
     return Plan(**pickle.loads(data))
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Classes and functions by value where the other side could not import them, structs with their fields."""
+
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type) and "__msgspec_cache__" in vars(obj):
             # What msgspec remembers of an enum or a dataclass cannot be pickled; it finds it out again.

@@ -32,7 +32,6 @@ from actors.letters_running import serve as serve_letters
 from actors.log_collect import Collector
 from actors.log_file import LogFile
 from actors.log_worker import Levels
-from actors.message import Message
 from actors.pause_request import COMMANDS, PauseRequest, Standing, told_to
 from actors.plan import GATEWAY, Plan
 from actors.predecessor import take_over
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
     from actors.status import SystemStatus
 
 READY_TIMEOUT = 60.0
-R = TypeVar("R", bound=Message)
+R = TypeVar("R")
 
 
 class System:
@@ -115,7 +114,7 @@ class System:
         return self._directory.path
 
     # ------------------------------------------------------------------------------------------------ for the user
-    def send(self, handler: str, message: Message, timeout: float | None = 30.0) -> None:
+    def send(self, handler: str, message: object, timeout: float | None = 30.0) -> None:
         """Sends to a handler by name. Durable at the topology's level when this returns; takes effect exactly once.
 
         Raises UnknownHandler, BadMessage or MessageTooLarge before anything is sent, SendTimeout when there was no room
@@ -124,12 +123,12 @@ class System:
         self._gateway.send(handler, message, timeout)
 
     @overload
-    def ask(self, handler: str, message: Message, timeout: float = 30.0, *, reply: type[R]) -> R: ...
+    def ask(self, handler: str, message: object, timeout: float = 30.0, *, reply: type[R]) -> R: ...
 
     @overload
-    def ask(self, handler: str, message: Message, timeout: float = 30.0) -> Any: ...
+    def ask(self, handler: str, message: object, timeout: float = 30.0) -> Any: ...
 
-    def ask(self, handler: str, message: Message, timeout: float = 30.0, *, reply: type[R] | None = None) -> Any:
+    def ask(self, handler: str, message: object, timeout: float = 30.0, *, reply: type[R] | None = None) -> Any:
         """Sends, and returns what the handler answers by `self.reply`, which must be a `reply` if that is given.
 
         Raises AskTimeout (the message stays sent), AskFailed when the message became a dead letter, BadReply when the

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.annotations import alternatives
+from actors.codecs import Codec
 from actors.declaration import (
     Declaration,
+    DeclaredCodec,
     DeclaredExternal,
     DeclaredGroup,
     DeclaredOptions,
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from actors.events import Observer
     from actors.system import System
 
-MessageTypes = type[Message] | tuple[type[Message], ...]
+MessageTypes = type[Any] | tuple[type[Any], ...]
 
 
 class Topology:
@@ -197,11 +199,20 @@ class Topology:
         targets = tuple(to) if isinstance(to, Iterable) and not isinstance(to, str) else (to,)
         self._declaration.routes.append(DeclaredRoute(source, _types(message), targets, _caller()))
 
-    def external(self, handler: str, /, *types: type[Message]) -> None:
+    def external(self, handler: str, /, *types: type[Any]) -> None:
         """These types (or, if none is named, all it handles) reach this handler from outside, by `system.send` or
         `system.ask`, so that it is no mistake if no route brings them."""
         flat = tuple(one for group in types for one in _types(group))
         self._declaration.externals.append(DeclaredExternal(handler, flat, _caller()))
+
+    def codec(self, message: type[Any], codec: Codec, /) -> None:
+        """Messages of this class, a Message or not, are encoded by this codec: `JSON`, `RAW`, `PICKLE` or your own.
+
+        Only PICKLE, and a codec of yours that does the same, executes what a message says; it is meant for data that is
+        the program's own.
+        """
+        self._declaration.codecs.append(DeclaredCodec(message, codec, _caller()))
+        self._declaration.descriptions.clear()  # what is a message has changed
 
     def compile(self) -> Plan:
         """Check everything; TopologyError with all the problems, or the plan."""
@@ -262,7 +273,7 @@ def _plan(declaration: Declaration) -> Plan:
     )
     handlers = [handler for worker in workers for handler in worker.handlers]
     home = {handler.name: worker.name for worker in workers for handler in worker.handlers}
-    targets: dict[tuple[str, type[Message]], list[str]] = {}
+    targets: dict[tuple[str, type], list[str]] = {}
     for route in declaration.routes:
         for message in route.types:
             targets.setdefault((route.source, message), []).extend(route.targets)
@@ -279,9 +290,10 @@ def _plan(declaration: Declaration) -> Plan:
         workers,
         number_edges(tuple(worker.name for worker in workers), pairs),
         tuple(routes),
-        _fingerprint(declaration.name, workers, routes),
+        _fingerprint(declaration, workers, routes),
         Limits(**declaration.numbers),
         _groups(declaration),
+        tuple((one.type, one.codec) for one in declaration.codecs),
     )
 
 
@@ -339,8 +351,11 @@ def _groups(declaration: Declaration) -> tuple[Group, ...]:
     return tuple(found)
 
 
-def _fingerprint(name: str, workers: tuple[WorkerPlan, ...], routes: list[Route]) -> str:
-    structs: list[type] = [route.message for route in routes if route.message is not None]
+def _fingerprint(declaration: Declaration, workers: tuple[WorkerPlan, ...], routes: list[Route]) -> str:
+    codecs = sorted((type_name(one.type), one.codec.name) for one in declaration.codecs)
+    structs: list[type] = [
+        route.message for route in routes if route.message is not None and issubclass(route.message, Message)
+    ]
     states: dict[str, str] = {}
     for handler in (handler for worker in workers for handler in worker.handlers):
         described = handler.description
@@ -351,7 +366,8 @@ def _fingerprint(name: str, workers: tuple[WorkerPlan, ...], routes: list[Route]
             states[handler.name] = f"Table[{type_text(key, structs)}, {type_text(value, structs)}]"
     hosted = {worker.name: sorted(handler.name for handler in worker.handlers) for worker in workers}
     carried = sorted([*route.key, *sorted(route.targets)] for route in routes)
-    return fingerprint([name, hosted, carried, states], structs)
+    named = [declaration.name, hosted, carried, states]
+    return fingerprint([*named, codecs] if codecs else named, structs)
 
 
 def _unshippable(plan: Plan) -> list[Problem]:
@@ -370,4 +386,12 @@ def _unshippable(plan: Plan) -> list[Problem]:
                 text = f"handler {handler.name!r}: {name} cannot be sent to a worker: {error}"
                 hint = "give what it can be made from, and make it in on_start"
                 found.append(Problem("not-shippable", handler.name, text, hint))
+    for type_, codec in plan.codecs:
+        carried: dict[str, object] = {f"message class {type_.__name__}": type_, f"codec {codec.name!r}": codec}
+        for what, one in carried.items():
+            try:
+                pack(one)
+            except Exception as error:
+                text = f"{what} cannot be sent to a worker: {error}"
+                found.append(Problem("not-shippable", type_.__name__, text, "define it in a module"))
     return found

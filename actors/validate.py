@@ -17,6 +17,7 @@ from actors.errors import Problem
 from actors.handler import Handler, HandlerDescription, HandlerSpec
 from actors.message import Message, check_encodable, type_name
 from actors.naming import RESERVED, closest, name_problems
+from actors.validate_codecs import codec_problems
 from actors.validate_supervision import supervision_problems
 
 LEVELS = ("memory", "process", "power")
@@ -32,6 +33,7 @@ def problems(declaration: Declaration) -> list[Problem]:
         *_workers(declaration),
         *supervision_problems(declaration),
         *_handlers(declaration, known),
+        *codec_problems(declaration),
         *_routes(declaration, hosted, known),
         *_externals(declaration, hosted, known),
         *_uncarried(declaration, known),
@@ -207,7 +209,7 @@ def _routes(
             text = f"route from {route.source!r} names no message types"
             yield Problem("not-a-message", str(route.source), text, "name at least one Message class", route.where)
         for type_ in route.types:
-            if not _is_message(type_):
+            if not _is_message(type_, declaration):
                 yield _not_a_message(f"route from {route.source!r}", type_, route.where)
                 continue
             for target in route.targets:
@@ -229,20 +231,22 @@ def _externals(
         if not isinstance(external.handler, str) or external.handler not in hosted:
             yield _unknown(declaration, external.handler, hosted, "external", external.where)
         for type_ in external.types:
-            if not _is_message(type_):
+            if not _is_message(type_, declaration):
                 yield _not_a_message(f"external({external.handler!r})", type_, external.where)
             elif isinstance(external.handler, str) and external.handler in known:
                 role = f"{type_.__name__} is declared to reach {external.handler!r} from outside"
                 yield from _unhandled(role, known[external.handler], external.handler, type_, external.where)
 
 
-def _is_message(type_: Any) -> bool:
-    return isinstance(type_, type) and issubclass(type_, Message) and type_ is not Message
+def _is_message(type_: Any, declaration: Declaration) -> bool:
+    if not isinstance(type_, type):
+        return False
+    return (issubclass(type_, Message) and type_ is not Message) or type_ in declaration.coded
 
 
 def _not_a_message(role: str, type_: Any, where: str) -> Problem:
     text = type_.__name__ if isinstance(type_, type) else f"{type_!r:.80}"
-    hint = "routes carry subclasses of Message"
+    hint = "routes carry subclasses of Message, and classes with a codec: topology.codec(Class, ...)"
     if isinstance(type_, Message):
         text, hint = f"an instance of {type(type_).__name__}", f"name the class, {type(type_).__name__}"
     return Problem("not-a-message", text, f"{role}: {text} is not a Message class", hint, where)
@@ -265,10 +269,17 @@ def _unhandled(role: str, target: HandlerDescription, name: str, type_: type, wh
 
 def _uncarried(declaration: Declaration, known: Mapping[str, HandlerDescription]) -> Iterator[Problem]:
     """What is sent or handled, while no route carries it."""
-    carried = [(route, type_) for route in declaration.routes for type_ in route.types if _is_message(type_)]
+    carried = [
+        (route, type_) for route in declaration.routes for type_ in route.types if _is_message(type_, declaration)
+    ]
     routed = {(str(route.source), type_) for route, type_ in carried}
     reached = {(str(target), type_) for route, type_ in carried for target in route.targets}
-    reached |= {(str(one.handler), type_) for one in declaration.externals for type_ in one.types if _is_message(type_)}
+    reached |= {
+        (str(one.handler), type_)
+        for one in declaration.externals
+        for type_ in one.types
+        if _is_message(type_, declaration)
+    }
     open_ = {str(one.handler) for one in declaration.externals if not one.types}
     where = {name: worker.where for worker in declaration.workers for name in worker.handlers}
     for name, handler in known.items():
@@ -292,11 +303,11 @@ def _uncarried(declaration: Declaration, known: Mapping[str, HandlerDescription]
 
 def _messages(declaration: Declaration, known: Mapping[str, HandlerDescription]) -> Iterator[Problem]:
     """Message classes that cannot be encoded, and two of one name."""
-    routed = (type_ for route in declaration.routes for type_ in route.types if _is_message(type_))
+    routed = (type_ for route in declaration.routes for type_ in route.types if _is_message(type_, declaration))
     used = (type_ for one in known.values() for type_ in (*one.handles, *one.sends, *one.replies))
     by_name: dict[str, type] = {}
     for type_ in dict.fromkeys([*routed, *used]):
-        for text in check_encodable(type_):
+        for text in () if type_ in declaration.coded else check_encodable(type_):
             yield Problem("unencodable-field", type_.__name__, f"message {type_.__name__}: field {text}")
         name = type_name(type_)
         if by_name.setdefault(name, type_) is not type_:

@@ -19,6 +19,7 @@ import cloudpickle
 
 from actors import log_worker
 from actors.codec import RUN, RunCodec
+from actors.codec_runs import inlet_codec, run_codec
 from actors.dispatch import Dispatcher
 from actors.endpoint import Endpoint
 from actors.exits import WorkerExit
@@ -303,7 +304,7 @@ def assemble(
     codecs: dict[type, RunCodec] = {}
 
     def codec(message_type: type) -> RunCodec:
-        return codecs.setdefault(message_type, RunCodec(message_type))
+        return codecs.setdefault(message_type, run_codec(plan, message_type))
 
     hosted: dict[str, Hosted] = {}
     for index, handler in enumerate(worker.handlers):
@@ -319,7 +320,7 @@ def assemble(
         here = [hosted[name] for name in route.targets if name in hosted]
         if here and route.message is not None:
             calls = [(one, one.plan.description.handles[route.message]) for one in here]
-            inlets[route.id] = Inlet(codec(route.message), route.type_name, calls)
+            inlets[route.id] = Inlet(inlet_codec(plan, route.message), route.type_name, calls)
     return outgoing, inlets, list(hosted.values())
 
 

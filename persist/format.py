@@ -187,7 +187,7 @@ def segment_number(name: str) -> int | None:
     return number if number < 2**64 else None
 
 
-REPAIRING: Final = segment_name(2**64 - 1)
+REPAIRING: Final[str] = segment_name(2**64 - 1)
 """As the name of a segment: while this file is there, a repair is not finished, and nobody may use the journal. It
 holds where the copy of the original is."""
 

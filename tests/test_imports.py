@@ -23,11 +23,12 @@ PURE = {
     "persist": {"errors", "format", "history_errors", "link", "names", "recovery", "retention"},
     "persist.ilm": {"backend", "errors", "flight", "identity", "message", "options", "session", "transport", "wire"},
     "actors": {
-        "annotations", "attempts", "codec", "components", "control_progress", "control_protocol", "control_view",
+        "annotations", "attempts", "codec", "codec_runs", "codecs", "components", "control_progress",
+        "control_protocol", "control_view",
         "declaration", "errors", "exits", "fingerprint", "handler", "handler_policy", "hang", "letter_commands",
         "log_record", "message", "naming", "outgoing", "pause_request", "plan", "process_options", "reasons", "replies",
-        "restart", "resume", "sends", "shipping", "supervision", "system_errors", "table", "validate",
-        "validate_options", "validate_supervision",
+        "restart", "resume", "sealed", "sends", "shipping", "supervision", "system_errors", "table", "validate",
+        "validate_codecs", "validate_options", "validate_supervision",
     },
 }  # fmt: skip
 ACTING = {

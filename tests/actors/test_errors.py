@@ -8,6 +8,7 @@ from actors.errors import (
     BadMessage,
     BadRecord,
     BadState,
+    CodecRefused,
     MessageTooLarge,
     NotRunning,
     Problem,
@@ -24,6 +25,7 @@ ERRORS = [
     UnroutedMessage("feed", "app.Trade", ("Average", "Quote")),
     BadMessage(3, "app.Trade", "'x'", "Expected `float`, got `str`", "price", "feed"),
     MessageTooLarge("app.Trade", 1000, 200, 5, "feed"),
+    CodecRefused("app.Trade", "pickle", "msgpack"),
     BadState("Totals", "Expected `int`, got `str`", "averager"),
     BadRecord("shorter than its header", 3),
 ]

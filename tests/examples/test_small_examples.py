@@ -1,4 +1,4 @@
-"""quickstart.py and crash.py print what the README says they print."""
+"""quickstart.py, crash.py and codecs.py print what the README, or common sense, says they print."""
 
 from __future__ import annotations
 
@@ -20,4 +20,12 @@ def test_poison_message_becomes_a_dead_letter_and_the_others_flow_on(tmp_path):
         "worker workshop: 3 restarts, killed by SIGKILL",
         "worker office: 0 restarts",
         "dead letter: a Job to press, after 3 attempts: killed its worker",
+    ]
+
+
+def test_protobuf_json_and_bytes_arrive(tmp_path):
+    assert run_example("codecs.py", home=tmp_path) == [
+        "a scan of 14 bytes, 89504e47",
+        "invoice 7: 12.00 EUR",
+        "invoice 8: 0.19 EUR",
     ]
