@@ -369,12 +369,12 @@ class Dispatcher:
             inlet = self._inlets[lane.route]
             if inlet.batched:
                 handled += self._local_batch(inlet, lane, message)
-                continue
-            for hosted, call in inlet.calls:
-                self._enter(hosted)
-                call(message if lane.codec.late else inlet.codec.decode_one(message))
+            else:
+                for hosted, call in inlet.calls:
+                    self._enter(hosted)
+                    call(message if lane.codec.late else inlet.codec.decode_one(message))
+                handled += 1
             # failpoint: local-handled
-            handled += 1
         context.local = before
         self._handled += handled
 
@@ -393,7 +393,6 @@ class Dispatcher:
             else:
                 for one in fresh:
                     call(one)
-        # failpoint: local-batch-handled
         return len(messages)
 
     # ------------------------------------------------------------------------------------------------ transactions

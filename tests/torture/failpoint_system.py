@@ -76,18 +76,22 @@ class Join(plain.Join):
         self.state.outside += 1
         self.send(Count("starts", self.state.outside))  # takes effect once a session, however often it is called
 
-    @handle
-    def on_part(self, part: Part) -> None:
+    @handle(batch=True)
+    def on_parts(self, parts: list[Part]) -> None:
         raise_if_asked("carry")
-        super().on_part(part)
+        super().on_parts(parts)
+
+    def join(self, part: Part) -> None:
+        super().join(part)
         if part.side == "right":
             self.send(Count("rights", part.n))
 
 
 class Tally(Recorder):
-    @handle
-    def on_count(self, count: Count) -> None:
-        self.take(count.stream, count.n)
+    @handle(batch=True)
+    def on_counts(self, counts: list[Count]) -> None:
+        for count in counts:
+            self.take(count.stream, count.n)
 
 
 class Sink(plain.Sink, retry_first=0.001, retry_max=0.004):

@@ -138,8 +138,12 @@ class Right(Side):
 
 
 class Join(Recorder):
-    @handle
-    def on_part(self, part: Part) -> None:
+    @handle(batch=True)
+    def on_parts(self, parts: list[Part]) -> None:
+        for part in parts:
+            self.join(part)
+
+    def join(self, part: Part) -> None:
         self.take(part.side, part.n, part.nonce)
         if part.side == "left" and part.n % TOKEN_EVERY == 0:
             self.send(Token(part.n, HOPS))
