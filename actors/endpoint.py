@@ -49,6 +49,7 @@ class Endpoint:
         self.epoch = 0
         self.overload = Overload(block, outbox_limit)
         self._held = False
+        self._changed = True  # what waits for the receivers may have, since it was weighed
         self._own_until = 0  # level memory: nothing is acknowledged before the own message with this number is consumed
         self._sending: list[Link] = []  # links with an outbound ring
         self._receiving: list[Link] = []  # links with an inbound ring
@@ -222,6 +223,7 @@ class Endpoint:
         for link in consumed:
             link.inbound.commit()
         # failpoint: watermarks-committed
+        self._changed = True
         cells = self.cells
         cells[Field.COMMITS] += 1
         cells[Field.LAST_COMMIT_NS] = time.monotonic_ns()
@@ -250,11 +252,12 @@ class Endpoint:
         caused = bool(consumed) and (me not in consumed or me.inbound.watermark >= me.unsafe)
         if external:
             self._own_until = me.outbound.assigned
-        for peer in {peer for send in sends for peer, _ in send.edges}:
-            link = self.links[peer]
-            held = external if link is me else not link.inside
-            if not (caused and held):
-                link.unsafe = link.outbound.assigned
+        for send in sends:
+            for peer, _ in send.edges:
+                link = self.links[peer]
+                held = external if link is me else not link.inside
+                if not (caused and held):
+                    link.unsafe = link.outbound.assigned
 
     def _enter_outbox(self, sends: Sequence[Send], position: int) -> None:
         now = time.monotonic_ns()
@@ -281,7 +284,8 @@ class Endpoint:
         for link in self._sending:
             if link.outbound.published != link.outbound.assigned:
                 moved |= self._publish(link)
-        self._weigh()
+        if moved or self._changed:
+            self._weigh()
         return moved
 
     def _publish(self, link: Link) -> bool:
@@ -370,6 +374,7 @@ class Endpoint:
             asked = ring.get(Cell.RESEND_ASKED)
             if asked != link.resends_seen and self.journal is not None:
                 outbound.rewind(ring.get(Cell.RESUME))
+                self._changed = True
                 link.resends_seen = asked
                 ring.set(Cell.RESEND_SERVED, asked)
         moved = self.publish()
@@ -420,6 +425,7 @@ class Endpoint:
 
     def _weigh(self) -> None:
         """What waits for the receivers has changed."""
+        self._changed = False
         backlog = self.me.outbound.backlog_bytes
         for link in self._sending:
             backlog += link.outbound.backlog_bytes
@@ -451,6 +457,7 @@ class Endpoint:
             if entry is None:
                 return
             outbound.pop()
+            self._changed = True
             # failpoint: own-taken
             send: Send = entry.payload
             yield Arrival(self.me, entry.first, entry.count, send.route, send.flags, send.body)

@@ -21,11 +21,11 @@ class Overload:
         self._cells = block.cells
         self._limit = limit
         self._over = False
-        self._component: list[Block] = []
+        self._others: list[memoryview] = []  # cells of the other workers of the component
 
     def watch(self, component: Iterable[Block]) -> None:
         """The status blocks of the other workers of this worker's component."""
-        self._component = list(component)
+        self._others = [block.cells for block in component]
 
     def reset(self) -> None:
         """Cells are written when they change only; the last incarnation may have died over its limit, and all others
@@ -39,7 +39,7 @@ class Overload:
             if backlog <= limit // 2:
                 self._over = False
                 cells[Field.OVER_LIMIT] = cells[Field.MULTIPLYING] = 0
-            elif backlog > limit * MULTIPLYING and self._component:
+            elif backlog > limit * MULTIPLYING and self._others:
                 # In a cycle, nothing enters from outside, and still it grows: the cycle multiplies its own messages.
                 cells[Field.MULTIPLYING] = 1
         elif backlog > limit:
@@ -48,4 +48,7 @@ class Overload:
 
     def look(self) -> None:
         """At the others."""
-        self.paused = self._over or any(block.get(Field.OVER_LIMIT) for block in self._component)
+        self.paused = self._over
+        for cells in self._others:
+            if cells[Field.OVER_LIMIT]:
+                self.paused = True

@@ -21,12 +21,8 @@ class Pausing:
         self._endpoint = endpoint
         self._request = 0  # the cell, as it was last seen
         self._asked = Pause.RUN
+        self.sources = True  # may be called
         self._until: list[tuple[Link, int]] = []  # a drain ends when these were consumed
-
-    @property
-    def sources(self) -> bool:
-        """Sources may be called."""
-        return self._asked is Pause.RUN
 
     def look(self) -> bool:
         """Whether nothing is to be handled now."""
@@ -34,13 +30,14 @@ class Pausing:
         request = cells[Field.PAUSE]
         if request != self._request:
             self._request, (_, self._asked) = request, pause_asked(request)
+            self.sources = self._asked is Pause.RUN
             self._until = self._sent() if self._asked is Pause.DRAIN else []
         if self._until:
             self._until = [(link, seq) for link, seq in self._until if link.inbound.watermark < seq]
         reached = 0 if self._until else request
         if cells[Field.PAUSED] != reached:
             cells[Field.PAUSED] = reached
-        return self._asked is not Pause.RUN and not self._until
+        return not self.sources and not self._until
 
     def _sent(self) -> list[tuple[Link, int]]:
         """What was committed towards this worker until now."""

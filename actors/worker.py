@@ -174,10 +174,10 @@ class Worker:
         # failpoint: session-told
         block.set(Field.STATE, WorkerState.RUNNING)
         # failpoint: worker-running
-        control = int(Field.CONTROL)
+        control, running, leave = Field.CONTROL, Control.RUN, Control.LEAVE
         sources = Sources(dispatcher, self._plan.limits.max_attempts, careful=self._boot.careful)
         pausing = Pausing(endpoint)
-        seen = Control.RUN
+        seen = running
         arrivals: Sequence[Arrival] = ()
         ending = False  # a handler has asked for the end of this worker
         only_own = False  # nothing is taken from others any more: it only sees to what it has sent
@@ -186,13 +186,13 @@ class Worker:
                 seen = Control(cells[control])
                 if seen is Control.STOP:
                     break
-                if seen is not Control.LEAVE:
+                if seen is not leave:
                     block.set(Field.STATE, WorkerState.DRAINING)
                     block.set(Field.CONTROL_SEEN, seen)
-            if seen is Control.LEAVE and endpoint.can_leave:
+            if seen is leave and endpoint.can_leave:
                 return  # another incarnation goes on, as after a kill, so this is no end for the handlers
             ending = dispatcher.leaving
-            if not only_own and (ending or seen is Control.LEAVE):
+            if not only_own and (ending or seen is leave):
                 only_own, arrivals = True, [arrival for arrival in arrivals if arrival.link is endpoint.me]
                 endpoint.put_back()  # what was taken from others, and is not consumed, is for the next incarnation
             now = time.monotonic_ns()
@@ -216,7 +216,7 @@ class Worker:
                 arrivals = dispatcher.run(arrivals)
                 worked |= not blocked or cells[Field.COMMITS] != count or dispatcher.leaving != ending
             due = float("inf") if paused else min(dispatcher.blocked.values(), default=float("inf"))
-            free = seen is Control.RUN and not endpoint.paused and pausing.sources and not only_own
+            free = seen is running and not endpoint.paused and pausing.sources and not only_own
             if sources and free and not (arrivals and dispatcher.careful.is_next(arrivals)):
                 due = min(due, sources.call(now / 1e9))
                 worked |= due <= time.monotonic() or dispatcher.leaving
