@@ -19,7 +19,7 @@ from actors.codecs import JSON
 from actors.errors import BadRecord, RingleaderError
 from actors.identity import Identity
 from actors.plan import GATEWAY
-from actors.rundir import JOURNALS, RunDirectory
+from actors.rundir import JOURNALS, RunDirectory, RunDirectoryError
 from actors.sealed import is_sealed, unseal
 from persist import NamedDeadLetter, PersistError, read
 
@@ -89,17 +89,18 @@ def collect(path: Path, *, tracebacks: bool = False, payloads: bool = False) -> 
     """From the run directory at `path`. Raises what opening it raises, and FileNotFoundError if it has no system."""
     with RunDirectory.open(path, create=False) as directory:
         identity = directory.read_identity()
-    if identity is None:
-        raise FileNotFoundError(path / "identity.json")
-    letters: list[DeadLetterStatus] = []
-    unreadable: list[Unreadable] = []
-    for worker in _journals(path, identity):
-        try:
-            recovered = read(path / JOURNALS / worker)
-        except (PersistError, OSError) as error:
-            unreadable.append(Unreadable(worker=worker, problem=str(error)))
-            continue
-        letters += [_letter(worker, letter, tracebacks, payloads) for letter in recovered.dead]
+        if identity is None:
+            raise FileNotFoundError(path / "identity.json")
+        letters: list[DeadLetterStatus] = []
+        unreadable: list[Unreadable] = []
+        for worker in _journals(path, identity):
+            try:
+                directory.check_journal(worker)
+                recovered = read(path / JOURNALS / worker)
+            except (PersistError, RunDirectoryError, OSError) as error:
+                unreadable.append(Unreadable(worker=worker, problem=str(error)))
+                continue
+            letters += [_letter(worker, letter, tracebacks, payloads) for letter in recovered.dead]
     letters.sort(key=lambda letter: (letter.time_unix_seconds, letter.worker, letter.peer, letter.seq))
     return DeadLetters(
         name=identity.name,

@@ -6,12 +6,12 @@ value and why; a worker never runs with less, or more, than it was to have.
     signals      nothing blocked or pending; ignored are SIGINT (Ctrl-C is the supervisor's business), what Python
                  ignores itself (SIGPIPE, SIGXFSZ), and SIGHUP if the supervisor ignores it (nohup); all others default
     descriptors  none is passed on to what the worker starts unless it says so itself
+    user         the one that is declared, with its groups and nothing else; see `user_account`
 """
 
 from __future__ import annotations
 
 import os
-import pwd
 import resource
 import signal
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from typing import Any
 
 from actors.errors import RingleaderError
 from actors.process_options import ProcessOptions
+from actors.user_account import Account, account, become, cannot_change, gid_of, uid_of
 from actors.validate_options import Machine
 
 HEADROOM = 16 << 20  # bytes of address space that a worker needs at least, on top of what it was born with
@@ -58,16 +59,17 @@ def keep_descriptors() -> None:
             pass  # the one that was used for listing
 
 
-def apply(options: ProcessOptions) -> None:
-    """Raises OptionRefused. The limits come last: what is done before them may need more."""
+def apply(options: ProcessOptions, run_as: Account | None = None) -> None:
+    """Raises OptionRefused. The limits come last: what is done before them may need more. Only the user comes later,
+    who may not raise them, and the directory, which has to be open to that user."""
     said: list[tuple[str, Callable[[Any], object]]] = [
-        ("user", _check_user),
         ("umask", os.umask),
-        ("cwd", os.chdir),
         ("cpus", _set_cpus),
         ("nice", os.nice),
         ("open_files", _limit_files),
         ("memory_bytes", _limit_memory),
+        ("user", lambda user: _run_as(run_as or account(user, options.group))),
+        ("cwd", os.chdir),
     ]
     for name, action in said:
         value = getattr(options, name)
@@ -94,6 +96,8 @@ def machine() -> Machine:
         memory_bytes=None if hard_memory == resource.RLIM_INFINITY else hard_memory,
         is_directory=os.path.isdir,
         uid_of=uid_of,
+        gid_of=gid_of,
+        cannot_change=cannot_change(),
     )
 
 
@@ -104,16 +108,12 @@ def _files_of_anybody() -> int | None:
         return None
 
 
-def uid_of(user: str | int) -> int:
-    """KeyError if there is no user of that name."""
-    if isinstance(user, int):
-        return user
-    return pwd.getpwnam(user).pw_uid
-
-
-def _check_user(user: str | int) -> None:
-    if uid_of(user) != os.geteuid():
-        raise ValueError(f"this is user {os.geteuid()}, and journals and shared memory are for this one only")
+def _run_as(wanted: Account) -> None:
+    if wanted.uid == os.geteuid():
+        return
+    if os.geteuid() != 0:
+        raise ValueError(cannot_change())
+    become(wanted)
 
 
 def _set_cpus(cpus: tuple[int, ...]) -> None:

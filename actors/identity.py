@@ -40,6 +40,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[str, str] = {}  # worker -> the groups it is in, the outermost first, with slashes between them
     peers: tuple[str, ...] = ()  # in the order of their indexes
     edges: tuple[EdgeIdentity, ...] = ()
+    users: dict[str, tuple[int, ...]] = {}  # worker -> the user its journal belongs to, where that is another one
 
     def alive(self) -> bool:
         """Whether exactly this process still runs: same pid, same start time, same boot."""

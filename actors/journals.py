@@ -15,7 +15,7 @@ import msgspec
 
 from actors.errors import RingleaderError
 from actors.plan import GATEWAY
-from actors.rundir import IDENTITY, JOURNALS, RunDirectory, lock_holder
+from actors.rundir import IDENTITY, JOURNALS, RunDirectory, RunDirectoryError, lock_holder
 from actors.status import locate, read_status
 from actors.status_types import Condition
 from persist import DamagedJournal, PersistError, Recovered, Report, check, read
@@ -170,7 +170,7 @@ def writer(path: Path) -> int | None:
     """The process that has the journal open for writing, 0 if the system does not tell which. Not for a process that
     has it open itself: it would lose its lock."""
     try:
-        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
@@ -247,6 +247,11 @@ def _of_system(place: str, path: Path, worker: str | None, home: Path | None) ->
     with RunDirectory.open(path, create=False) as directory:
         identity = directory.read_identity()
         names = directory.journals()
+        for name in names:
+            try:
+                directory.check_journal(name)
+            except RunDirectoryError as error:
+                raise CannotFind(str(error), Condition.NOT_YOURS.exit_code) from None
     known = (*identity.workers, GATEWAY) if identity is not None else ()
     names = [*(name for name in known if name in names), *(name for name in names if name not in known)]
     everything = {name: path / JOURNALS / name for name in names}

@@ -16,7 +16,7 @@ from actors.codec import FLAG_REQUEUED
 from actors.dead_letters import LetterChange, LetterPlace
 from actors.identity import Identity
 from actors.letter_commands import UNHANDLED, UNKNOWN, Action, requeued
-from actors.rundir import RunDirectory
+from actors.rundir import RunDirectory, RunDirectoryError
 from persist import Journal, PersistError, Send, Snapshot, Transaction
 from persist.reopen import reopen
 
@@ -38,7 +38,7 @@ def change_stopped(path: Path, action: Action, letters: Sequence[LetterPlace]) -
                 continue
             try:
                 _change(directory.journal(worker), action, mine, identity, problems)
-            except (PersistError, FileNotFoundError) as error:
+            except (PersistError, RunDirectoryError, FileNotFoundError) as error:
                 problems |= {letter: str(error) for letter in mine if letter not in problems}
     return [LetterChange.of(letter, action, problems[letter]) for letter in letters]
 

@@ -1,24 +1,28 @@
 """What a start does about the run before it, with the run directory locked: nobody else can be at work there.
 
-In this order: the segments of one that was killed go, the state of handlers that moved is carried to their new
-journals, and the new identity is written. A crash in between only repeats it.
+In this order: the segments of one that was killed go, journals change hands where the user of a worker has changed, the
+state of handlers that moved is carried to their new journals, and the new identity is written. A crash in between only
+repeats it.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from typing import NamedTuple
 
 import msgspec
 
 from actors.exits import ExitStatus
+from actors.handing_over import hand_over_journals, users_of
 from actors.identity import EdgeIdentity, Identity, new_identity, stale_prefix
 from actors.plan import Plan
 from actors.resume import Names
 from actors.rundir import RunDirectory
 from actors.takeover import Move, carry, moves
+from actors.user_account import Account
 from actors.wiring import board_name, ring_name
 from bus import Board, Field, LayoutError, Segment, SegmentMissing
 from bus.segment import remove_stale
@@ -36,9 +40,12 @@ class Suspect(NamedTuple):
 
 
 Suspects = dict[str, Suspect]  # by worker
+NOBODY_ELSE: Mapping[str, Account] = {}
 
 
-def take_over(directory: RunDirectory, plan: Plan) -> tuple[Identity, str, Suspects]:
+def take_over(
+    directory: RunDirectory, plan: Plan, accounts: Mapping[str, Account] = NOBODY_ELSE
+) -> tuple[Identity, str, Suspects]:
     """The identity of this run, which is on record then, its session, which goes on until it has ended cleanly, and the
     messages that were in progress when the run before was killed: one of them may have done it."""
     old, ending = directory.read_identity(), directory.read_exit()
@@ -47,6 +54,7 @@ def take_over(directory: RunDirectory, plan: Plan) -> tuple[Identity, str, Suspe
         suspects = _in_progress(old, plan)
         remove_stale(stale_prefix(old))
         # failpoint: stale-removed
+    hand_over_journals(directory, plan, old, accounts)
     _adopt(directory, plan, old)
     session = secrets.token_hex(4)
     if old is not None and old.session and (ending is None or ending.status != ExitStatus.OK):
@@ -63,6 +71,7 @@ def take_over(directory: RunDirectory, plan: Plan) -> tuple[Identity, str, Suspe
         groups=plan.paths,
         peers=plan.peers,
         edges=tuple(EdgeIdentity(e.source, e.target, ring_name(identity.run_id, e)) for e in plan.edges),
+        users=users_of(accounts),
     )
     # Before the first segment exists: whoever comes after a crash finds its name.
     directory.write_identity(identity)

@@ -27,6 +27,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import multiprocess
@@ -39,6 +40,7 @@ from actors.exits import WorkerExit
 from actors.forkserver import ForkServer
 from actors.guardian import die_with_parent, set_title
 from actors.process_options import ProcessOptions
+from actors.user_account import Account, unreadable
 
 AS_IT_IS = ProcessOptions()
 PRELOAD = ("actors.worker",)
@@ -102,8 +104,13 @@ class WorkerProcess:
         *,
         pass_fds: Sequence[int] = (),
         options: ProcessOptions = AS_IT_IS,
+        run_as: Account | None = None,
+        first: Callable[[], object] | None = None,
     ) -> Self:
         """Run `target(*args)` in a new process; an int it returns is the exit code.
+
+        `run_as`: the user of `options`, looked up already. `first` is called before the options are applied, with the
+        rights of this process, and what it returns follows the other arguments.
 
         `target` is a function of an importable module. Returns when the process exists, not when it is up. The process
         gets copies of `pass_fds`, which it finds by `inherited()`; the caller keeps its own. If one of the options
@@ -120,7 +127,7 @@ class WorkerProcess:
         try:
             with _guard:
                 start_forkserver()
-                message = _message(target, args, title, options)
+                message = _message(target, args, title, _Setup(options, run_as, first))
                 lifeline_read, lifeline = os.pipe()
                 fds.append(lifeline)
                 try:
@@ -288,7 +295,14 @@ def _die_at_end_of_file(lifeline: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run(title: str, options: ProcessOptions, target: Callable[..., object], args: Sequence[object]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    options: ProcessOptions
+    run_as: Account | None
+    first: Callable[[], object] | None
+
+
+def _run(title: str, setup: _Setup, target: Callable[..., object], args: Sequence[object]) -> None:
     """What every worker process runs first."""
     lifeline, words = forkserver.get_inherited_fds()[:2]
     server, forkserver._forkserver._forkserver_pid = forkserver._forkserver._forkserver_pid, None
@@ -300,18 +314,24 @@ def _run(title: str, options: ProcessOptions, target: Callable[..., object], arg
     set_title(title)
     orphans.mark()
     try:
-        hygiene.apply(options)
-        code = target(*args)
+        given = [] if setup.first is None else [setup.first()]
+        hygiene.apply(setup.options, setup.run_as)
+        if setup.options.user is not None:
+            arm_parent_death(lifeline, server)  # a change of user disarms it
+        code = target(*args, *given)
     except hygiene.OptionRefused as refused:
         last_words.say(words, refused)
         os._exit(WorkerExit.START_FAILED)
     except Exception as error:
+        if isinstance(error, ImportError) and unreadable():
+            who = f"user {setup.options.user!r}, as which it runs," if setup.options.user is not None else "its user"
+            error.add_note(f"{who} may not look into {', '.join(unreadable())}")
         last_words.say(words, error)
         raise
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _message(target: Callable[..., object], args: Sequence[object], title: str, options: ProcessOptions) -> bytes:
+def _message(target: Callable[..., object], args: Sequence[object], title: str, options: _Setup) -> bytes:
     """What the new process reads first: how to set up the library, and what to run."""
     # Without what the library would have it do first, namely to import the program's main module again: this would run
     # the program once more wherever it has no guard, and classes defined there would exist twice.

@@ -16,8 +16,9 @@ class ProcessOptions:
     nice          added to the supervisor's niceness; 0 to 19 for everybody, below 0 for root
     umask         for the files that handlers make; the runtime's own are for this user only in any case
     cwd           its working directory
-    user          the name or number of the user that it has to run as. It must be the one that starts the system:
-                  journals and shared memory belong to one user. So this refuses to start as the wrong one
+    user          the name or number of the user that it runs as. Another one than the user who starts the system: only
+                  root may do that. No code of its handlers ever runs as root then, not even their import
+    group         the name or number of its group, where that is not the user's own
     """
 
     memory_bytes: int | None = None
@@ -27,3 +28,4 @@ class ProcessOptions:
     umask: int | None = None
     cwd: str | None = None
     user: str | int | None = None
+    group: str | int | None = None

@@ -8,7 +8,8 @@
     HOME/NAME/log.jsonl      what workers and supervisor have logged; log.jsonl.1 is what was there before
 
 The boundary of trust is the user id. Everything is made and opened relative to a directory that was checked to belong
-to this user and to be writable by nobody else; links are never followed; directories are 0700, files 0600.
+to this user and to be writable by nobody else; links are never followed; directories are 0700, files 0600. Only the
+journal of a worker that runs as another user belongs to that user, and to no other one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import stat
 import struct
 import sys
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
@@ -28,6 +30,7 @@ import msgspec
 
 from actors.errors import RingleaderError
 from actors.identity import EdgeIdentity, Exit, Identity, WorkerEnd, new_identity, segment_name, stale_prefix
+from persist.ownership import hand_over
 
 __all__ = [
     "AlreadyRunning",
@@ -138,6 +141,7 @@ class RunDirectory:
         self.path = path
         self._fd = fd
         self._lock_fd: int | None = None
+        self.users: dict[str, tuple[int, ...]] = {}  # whose journals are not ours, as in the identity that was read
 
     @classmethod
     def open(cls, path: Path, *, create: bool = True) -> Self:
@@ -186,13 +190,29 @@ class RunDirectory:
 
     def journal(self, worker: str) -> Path:
         """The directory of one worker's journal; it exists afterwards."""
-        os.close(_enter(self._fd, self.path / JOURNALS, create=True))
+        os.close(self._enter_journal(worker, self.users.get(worker, ()), create=True))
+        return self.path / JOURNALS / worker
+
+    def check_journal(self, worker: str) -> None:
+        """That this worker's journal belongs to whom it should. RunDirectoryError; FileNotFoundError."""
+        os.close(self._enter_journal(worker, self.users.get(worker, ()), create=False))
+
+    def hand_over(self, worker: str, uid: int, gid: int, known: Collection[int]) -> None:
+        """Give one worker's journal to this user; it exists afterwards. What belongs to none of the `known` users is
+        refused: RunDirectoryError, UnsafeDirectory."""
+        fd = self._enter_journal(worker, known, create=True)
+        try:
+            hand_over(fd, str(self.path / JOURNALS / worker), uid, gid, known)
+        finally:
+            os.close(fd)
+
+    def _enter_journal(self, worker: str, owners: Collection[int], create: bool) -> int:
+        os.close(_enter(self._fd, self.path / JOURNALS, create))
         journals = os.open(JOURNALS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
         try:
-            os.close(_enter(journals, self.path / JOURNALS / _component(worker), create=True))
+            return _enter(journals, self.path / JOURNALS / _component(worker), create, owners)
         finally:
             os.close(journals)
-        return self.path / JOURNALS / worker
 
     def journals(self) -> list[str]:
         """The workers that have a journal here."""
@@ -214,8 +234,15 @@ class RunDirectory:
         except FileNotFoundError:
             pass  # a first run, or the one before crashed
 
+    def rewrite_identity(self, identity: Identity) -> None:
+        """The one that was read, with something added; what is left of its run stays."""
+        self._write(IDENTITY, identity)
+
     def read_identity(self) -> Identity | None:
-        return self._read(IDENTITY, Identity)
+        identity = self._read(IDENTITY, Identity)
+        if identity is not None:
+            self.users = identity.users
+        return identity
 
     def write_exit(self, ending: Exit) -> None:
         self._write(EXIT, ending)
@@ -269,8 +296,9 @@ class RunDirectory:
                 raise RunDirectoryError(self.path / name, f"is damaged: {problem}") from None
 
 
-def _enter(parent: int, path: Path, create: bool) -> int:
-    """Open `path.name` inside the open directory `parent`, which the caller has checked; make it if asked to."""
+def _enter(parent: int, path: Path, create: bool, owners: Collection[int] = ()) -> int:
+    """Open `path.name` inside the open directory `parent`, which the caller has checked; make it if asked to. It has to
+    belong to one of the `owners`; to us, if none are given."""
     name = _component(path.name)
     if create:
         try:
@@ -286,7 +314,7 @@ def _enter(parent: int, path: Path, create: bool) -> int:
             raise NotYours(path, os.stat(name, dir_fd=parent, follow_symlinks=False).st_uid) from None
         raise
     try:
-        _check_owner(path, os.fstat(fd))
+        _check_owner(path, os.fstat(fd), owners)
     except BaseException:
         os.close(fd)
         raise
@@ -301,8 +329,11 @@ def _check_parent(path: Path, status: os.stat_result) -> None:
         raise RunDirectoryError(path, f"is writable by others (mode {stat.S_IMODE(status.st_mode):04o})")
 
 
-def _check_owner(path: Path, status: os.stat_result) -> None:
-    if status.st_uid != os.geteuid():
+def _check_owner(path: Path, status: os.stat_result, owners: Collection[int] = ()) -> None:
+    if owners and status.st_uid not in owners:
+        belongs = " or ".join(map(str, sorted(owners)))
+        raise RunDirectoryError(path, f"belongs to user {status.st_uid}, and has to belong to user {belongs}")
+    if not owners and status.st_uid != os.geteuid():
         raise NotYours(path, status.st_uid)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise RunDirectoryError(path, f"is writable by others (mode {stat.S_IMODE(status.st_mode):04o})")

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -32,6 +33,7 @@ from actors.letters_running import serve as serve_letters
 from actors.log_collect import Collector
 from actors.log_file import LogFile
 from actors.log_worker import Levels
+from actors.opened import open_first, opening_of
 from actors.pause_request import COMMANDS, PauseRequest, Standing, told_to
 from actors.plan import GATEWAY, Plan
 from actors.predecessor import take_over
@@ -43,6 +45,7 @@ from actors.rundir import RunDirectory
 from actors.stacks import stacks
 from actors.supervisor import FIRST_LOOK, LONGEST_LOOK, Supervisor
 from actors.system_errors import BadReply, Overridden, StartFailed, SystemClosed
+from actors.user_account import accounts_of
 from actors.wiring import Wires, attach_board, attach_ring, connect, create_segments
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
 from bus import Block, Field, Segment, Text, WorkerState
@@ -73,11 +76,13 @@ class System:
         self._suspects: dict[str, int] = {}
         self._wires = Wires()
         self._segments: list[Segment] = []
+        self._users = accounts_of(plan)
         self._directory = RunDirectory.open(directory)
         try:
             self._directory.lock()
             # failpoint: run-locked
-            self._identity, self._session, self._left_suspects = take_over(self._directory, plan)
+            taken = take_over(self._directory, plan, self._users)
+            self._identity, self._session, self._left_suspects = taken
             self._segments = create_segments(plan, self._identity.run_id)
             # failpoint: segments-created
             self._board = attach_board(self._identity.run_id, self._wires)
@@ -350,6 +355,11 @@ class System:
             attempts=attempts,
             careful=suspect is None and self._board.block(name).get(Field.DEATHS) > 0,
         )
+        account = self._users.get(name)
+        first = None
+        if account is not None:
+            opening = opening_of(self.plan, name, self._identity.run_id, boot.journal, account.uid)
+            first = partial(open_first, opening)
         with self._logs.channel(name) as log:
             return WorkerProcess.start(
                 main,
@@ -357,6 +367,8 @@ class System:
                 f"ringleader: {self.name}/{name}",
                 pass_fds=[log],
                 options=self.plan.worker(name).process,
+                run_as=account,
+                first=first,
             )
 
     # ------------------------------------------------------------------------------------------------ ending

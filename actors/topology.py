@@ -153,6 +153,7 @@ class Topology:
         umask: int | None = None,
         cwd: str | os.PathLike[str] | None = None,
         user: str | int | None = None,
+        group: str | int | None = None,
     ) -> None:
         """What this worker's process is granted by the operating system; see ProcessOptions for what each one means."""
         options = {
@@ -163,6 +164,7 @@ class Topology:
             "umask": umask,
             "cwd": os.fspath(cwd) if isinstance(cwd, os.PathLike) else cwd,
             "user": user,
+            "group": group,
         }
         self._declaration.processes.append(DeclaredOptions(worker, options, _caller()))
 

@@ -6,7 +6,7 @@ only be known later ends the worker (`hygiene.OptionRefused`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -32,6 +32,8 @@ class Machine:
     memory_bytes: int | None
     is_directory: Callable[[str], bool]
     uid_of: Callable[[str | int], int]
+    gid_of: Callable[[str | int, str | int | None], int]  # of a user, with the group that is given for it
+    cannot_change: str = ""  # why no worker can run as another user; empty if it can
 
 
 def option_problems(declaration: Declaration, machine: Machine) -> list[Problem]:
@@ -51,13 +53,13 @@ def _of(said: DeclaredOptions, declaration: Declaration, machine: Machine) -> It
     for name, value in said.options.items():
         if value == defaults[name] and not isinstance(value, bool):
             continue
-        wrong = _wrong(name, value, machine)
+        wrong = _wrong(name, value, machine, said.options)
         if wrong is not None:
             text = f"worker {said.worker!r}: process option {name}={value!r:.80}: {wrong[0]}"
             yield Problem("bad-process-option", str(said.worker), text, wrong[1], said.where)
 
 
-def _wrong(name: str, value: Any, machine: Machine) -> tuple[str, str] | None:
+def _wrong(name: str, value: Any, machine: Machine, options: Mapping[str, Any]) -> tuple[str, str] | None:
     """What is wrong with a value, and what to do."""
     match name:
         case "memory_bytes":
@@ -84,7 +86,9 @@ def _wrong(name: str, value: Any, machine: Machine) -> tuple[str, str] | None:
             if not machine.is_directory(value):
                 return "there is no such directory", "make it before the system is started"
         case "user":
-            return _user(value, machine)
+            return _user(value, machine, options.get("group"))
+        case "group":
+            return _group(value, machine, options.get("user"))
     return None
 
 
@@ -112,8 +116,8 @@ def _cpus(value: Any, there: frozenset[int] | None) -> tuple[str, str] | None:
     return None
 
 
-def _user(value: Any, machine: Machine) -> tuple[str, str] | None:
-    if not (isinstance(value, str) or (_is_whole(value) and value >= 0)):
+def _user(value: Any, machine: Machine, group: Any) -> tuple[str, str] | None:
+    if not _is_id(value):
         return "not a user", "give a name or a number"
     try:
         uid = machine.uid_of(value)
@@ -121,10 +125,42 @@ def _user(value: Any, machine: Machine) -> tuple[str, str] | None:
         return "there is no such user", "give the name of a user of this machine, or a number"
     if uid == machine.uid:
         return None
-    return (
-        f"the system is started as user {machine.uid}, and its journals and shared memory are for this one only",
-        "a worker cannot run as another user: start the whole system as the user that it is to run as",
-    )
+    if not machine.root:
+        return (
+            f"the system is started as user {machine.uid}, and only root may have a worker run as another",
+            "start the system as root, or start the whole system as the user that it is to run as",
+        )
+    if machine.cannot_change:
+        return machine.cannot_change, "grant root these capabilities, or leave the user out"
+    if group is None and not _has_group(value, machine):
+        return "this machine knows no user of that number, so not its group either", "give group= as well"
+    return None
+
+
+def _group(value: Any, machine: Machine, user: Any) -> tuple[str, str] | None:
+    if not _is_id(value):
+        return "not a group", "give a name or a number"
+    try:
+        if not _is_id(user) or machine.uid_of(user) == machine.uid:
+            return "it is for a worker that runs as another user", "give that user as well, or leave the group out"
+        machine.gid_of(user, value)
+    except KeyError as unknown:
+        if user in unknown.args:
+            return None  # said of the user
+        return "there is no such group", "give the name of a group of this machine, or a number"
+    return None
+
+
+def _has_group(user: str | int, machine: Machine) -> bool:
+    try:
+        machine.gid_of(user, None)
+    except KeyError:
+        return False
+    return True
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) or (_is_whole(value) and 0 <= value < (1 << 32) - 1)
 
 
 def _is_whole(value: Any) -> bool:

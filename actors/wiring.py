@@ -21,9 +21,18 @@ def ring_name(run_id: str, edge: Edge) -> str:
 
 @dataclass
 class Wires:
-    """What has to be given back, last taken first. `close` may be called twice."""
+    """What has to be given back, last taken first. `close` may be called twice.
+
+    `held`: segments that were attached already, by a worker that could not do it any more; each is taken once.
+    """
 
     undo: list[Callable[[], None]] = field(default_factory=list)
+    held: dict[str, Segment] = field(default_factory=dict)
+
+    def attach(self, name: str) -> Segment:
+        segment = self.held.pop(name, None) or Segment.attach(name)
+        self.undo.append(segment.close)
+        return segment
 
     def close(self) -> None:
         while self.undo:
@@ -49,8 +58,7 @@ def create_segments(plan: Plan, run_id: str) -> list[Segment]:
 
 
 def attach_board(run_id: str, wires: Wires) -> Board:
-    segment = Segment.attach(board_name(run_id))
-    wires.undo.append(segment.close)
+    segment = wires.attach(board_name(run_id))
     board = Board(segment.buf)
     wires.undo.append(board.close)
     return board
@@ -77,8 +85,7 @@ def connect(endpoint: Endpoint, plan: Plan, me: str, run_id: str, board: Board, 
 
 
 def attach_ring(run_id: str, edge: Edge, wires: Wires) -> Ring:
-    segment = Segment.attach(ring_name(run_id, edge))
-    wires.undo.append(segment.close)
+    segment = wires.attach(ring_name(run_id, edge))
     ring = Ring(segment.buf)
     wires.undo.append(ring.close)
     return ring

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from actors.housekeeping import Housekeeping
 from actors.inlets import Inlet
 from actors.links import Arrival, Link
 from actors.log_worker import Levels
+from actors.opened import Opened
 from actors.outgoing import Lane, Outgoing, Puts
 from actors.pausing import Pausing
 from actors.plan import Plan, WorkerPlan
@@ -38,6 +39,7 @@ from actors.system_errors import HandlerFailed, MessageFailed, TopologyChanged
 from actors.wiring import Wires, attach_board, connect
 from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Progress, Text, WorkerState, max_record
 from persist import Journal, JournalFull, JournalLocked, JournalPoisoned, PersistError, Recovered, Retain, Snapshot
+from persist.files import Directory
 
 IDLE_WAIT = 0.25  # seconds; a worker with nothing to do looks around this often
 PAUSED_WAIT = 0.005  # while another worker of the component is over its limit, and tells nobody when it is not
@@ -59,22 +61,23 @@ class Boot:
     careful: bool = False  # the last incarnation died, and no message was in progress
 
 
-def main(boot_bytes: bytes, levels: Levels | None = None) -> None:
+def main(boot_bytes: bytes, levels: Levels | None = None, opened: Opened | None = None) -> None:
     """Runs the worker and ends the process with one of `WorkerExit`.
 
-    With `levels`, the first descriptor that it inherited is its channel for log records.
+    With `levels`, the first descriptor that it inherited is its channel for log records. `opened` is what it has opened
+    as the user that it no longer is; only below is anything of the user's imported.
     """
     arm_parent_death()
     if levels is not None:
         log_worker.install(inherited()[0], levels)
     boot: Boot = cloudpickle.loads(boot_bytes)
-    wires = Wires()
+    wires = Wires(held=opened.segments if opened is not None else {})
     board = attach_board(boot.run_id, wires)
     # failpoint: board-attached
     block = board.block(boot.worker)
     block.set_text(Text.LAST_WORDS, "")
     try:
-        Worker(boot, board, block, wires).run()
+        Worker(boot, board, block, wires, opened.directory if opened is not None else Directory).run()
         code = WorkerExit.STOPPED
     except BaseException as error:
         # SystemExit and KeyboardInterrupt too: a worker does not end because a handler says so.
@@ -114,8 +117,11 @@ def exit_for(error: BaseException, state: WorkerState) -> WorkerExit:
 class Worker:
     """The process's part of a system: its endpoint, its handlers, its loop."""
 
-    def __init__(self, boot: Boot, board: Board, block: Block, wires: Wires) -> None:
+    def __init__(
+        self, boot: Boot, board: Board, block: Block, wires: Wires, files: Callable[[str], Directory] = Directory
+    ) -> None:
         self._boot = boot
+        self._files = files
         self._plan = boot.plan
         self._block = block
         self._cells = block.cells
@@ -136,7 +142,7 @@ class Worker:
         boot, plan, endpoint = self._boot, self._plan, self._endpoint
         suspect = None if boot.suspect is None else (plan.peers[boot.suspect[0]], boot.suspect[1])
         names = Names(plan, boot.worker)
-        journal, recovered = open_journal(plan, names, Path(boot.journal), boot.epoch, suspect, endpoint)
+        journal, recovered = open_journal(plan, names, Path(boot.journal), boot.epoch, suspect, endpoint, self._files)
         # failpoint: journal-opened
         context = Context(Progress(self._cells, Field.BUSY_SEQ, Field.BUSY_SINCE_NS))
         busy = self._cells
@@ -276,7 +282,13 @@ def make_endpoint(plan: Plan, me: str, block: Block) -> Endpoint:
 
 
 def open_journal(
-    plan: Plan, names: Names, directory: Path, epoch: int, suspect: tuple[str, int] | None, endpoint: Endpoint
+    plan: Plan,
+    names: Names,
+    directory: Path,
+    epoch: int,
+    suspect: tuple[str, int] | None,
+    endpoint: Endpoint,
+    files: Callable[[str], Directory] = Directory,
 ) -> tuple[Journal | None, Recovered | None]:
     """The journal of one peer, recovered and with the first snapshot of this incarnation in it."""
     if plan.level == "memory":
@@ -290,7 +302,7 @@ def open_journal(
         return snapshot
 
     retain = Retain(plan.limits.retain_bytes or None, plan.limits.retain_seconds or None)
-    return Journal.open(directory, epoch=epoch, level=plan.level, retain=retain, make_snapshot=first)
+    return Journal.open(directory, epoch=epoch, level=plan.level, retain=retain, make_snapshot=first, files=files)
 
 
 def assemble(

@@ -12,6 +12,7 @@ import os
 import stat
 
 from persist.errors import UnsafeDirectory
+from persist.ownership import open_in, was_put_there_by_us
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 CHUNK = 1 << 18
@@ -84,15 +85,16 @@ def is_zeros(file: File, offset: int, end: int) -> bool:
 
 
 class Directory:
-    """An open directory that only its owner can write to."""
+    """An open directory that only its owner can write to: us, or the user to whom we have given it (`ownership`)."""
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         self.path = os.path.abspath(path)
         self._made_in = _make(self.path) if create else []
+        self._anchored = False
         self.descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         found = os.fstat(self.descriptor)
         reason = ""
-        if found.st_uid != os.geteuid():
+        if found.st_uid != os.geteuid() and not was_put_there_by_us(self.path, found):
             reason = f"it belongs to user {found.st_uid}"
         elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             reason = f"others may write to it (mode {stat.S_IMODE(found.st_mode):04o})"
@@ -115,8 +117,7 @@ class Directory:
         return self._file(name, os.O_RDWR if writable else os.O_RDONLY)
 
     def _file(self, name: str, flags: int) -> File:
-        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.descriptor)
-        return File(descriptor, self.locate(name))
+        return File(open_in(self.descriptor, self.path, name, flags), self.locate(name))
 
     def rename(self, old: str, new: str) -> None:
         """Takes the place of a file that has the new name."""
@@ -130,13 +131,17 @@ class Directory:
         os.fsync(self.descriptor)
 
     def anchor(self) -> None:
-        """Make the directory itself, and those above it that had to be made, durable."""
+        """Make the directory itself, and those above it that had to be made, durable. Once is enough: a worker does it
+        before it becomes a user who may not look at those above."""
+        if self._anchored:
+            return
         for path in self._made_in or [os.path.dirname(self.path)]:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+        self._anchored = True
 
     def close(self) -> None:
         """Idempotent."""

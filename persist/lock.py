@@ -13,6 +13,7 @@ import os
 import threading
 
 from persist.errors import JournalLocked
+from persist.ownership import open_in
 
 NAME = "lock"
 
@@ -29,8 +30,7 @@ class DirectoryLock:
                 found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                 if _held.get((found.st_dev, found.st_ino)) == os.getpid():
                     raise JournalLocked(directory, os.getpid())
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._file = os.open(name, flags, 0o600, dir_fd=descriptor)
+            self._file = open_in(descriptor, directory, name, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
