@@ -34,7 +34,7 @@ def hand_over_journals(
     for name in sorted(concerned):
         if name in there or (name in accounts and plan.level != "memory"):
             gid = accounts[name].gid if name in accounts else os.getegid()
-            directory.hand_over(name, after[name], gid, {me, *either[name]})
+            directory.hand_over(name, after[name], gid, either[name])
     directory.users = users_of(accounts)
 
 

@@ -38,8 +38,9 @@ class Opened:
         """That of the journal; raises what kept it from being opened. Once only."""
         if self._problem is not None:
             raise self._problem
-        assert self._journal is not None and self._journal.path == path
         opened, self._journal = self._journal, None
+        if opened is None or opened.path != path:
+            raise UnsafeDirectory(path, "it was not opened before the change of user")
         return opened
 
 

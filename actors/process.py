@@ -323,9 +323,11 @@ def _run(title: str, setup: _Setup, target: Callable[..., object], args: Sequenc
         last_words.say(words, refused)
         os._exit(WorkerExit.START_FAILED)
     except Exception as error:
-        if isinstance(error, ImportError) and unreadable():
-            who = f"user {setup.options.user!r}, as which it runs," if setup.options.user is not None else "its user"
-            error.add_note(f"{who} may not look into {', '.join(unreadable())}")
+        closed = unreadable() if setup.options.user is not None and isinstance(error, ImportError) else []
+        if closed:
+            why = f"{error}, and this user may not look into {', '.join(closed)}"
+            last_words.say(words, hygiene.OptionRefused("user", setup.options.user, why))
+            os._exit(WorkerExit.START_FAILED)
         last_words.say(words, error)
         raise
     sys.exit(code if isinstance(code, int) else 0)

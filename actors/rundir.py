@@ -200,7 +200,7 @@ class RunDirectory:
     def hand_over(self, worker: str, uid: int, gid: int, known: Collection[int]) -> None:
         """Give one worker's journal to this user; it exists afterwards. What belongs to none of the `known` users is
         refused: RunDirectoryError, UnsafeDirectory."""
-        fd = self._enter_journal(worker, known, create=True)
+        fd = self._enter_journal(worker, {os.geteuid(), *known}, create=True)
         try:
             hand_over(fd, str(self.path / JOURNALS / worker), uid, gid, known)
         finally:

@@ -6,6 +6,7 @@ operating system is asked in one place only.
 
 from __future__ import annotations
 
+import pwd
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -122,6 +123,7 @@ class _Reader:
             name=name,
             handlers=self._identity.handlers.get(name, ()),
             pid=pid or None,
+            user=self._user(name),
             group=self._identity.groups.get(name, ""),
             state=state,
             paused=pause_asked(block.get(Field.PAUSED))[1] is not Pause.RUN,
@@ -153,6 +155,15 @@ class _Reader:
             journal=self._journal(block),
             ring_implementation="c" if block.get(Field.RING_IMPLEMENTATION) else "python",
         )
+
+    def _user(self, name: str) -> str:
+        users = self._identity.users.get(name)
+        if not users:
+            return ""
+        try:
+            return pwd.getpwuid(users[-1]).pw_name
+        except KeyError:
+            return str(users[-1])
 
     def _in_progress(self, name: str, block: Block) -> InProgress | None:
         for _ in range(10):  # until it does not change underneath

@@ -104,6 +104,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     handlers: tuple[str, ...]
     pid: int | None
+    user: str = ""  # the one that it runs as, where that is another one than the supervisor's
     group: str  # the groups it is supervised in, the outermost first, with slashes; empty: the root only
     state: str  # new, starting, recovering, waiting, running, draining, stopping, stopped, dead, gave_up
     paused: bool  # it handles nothing until it is resumed

@@ -122,6 +122,9 @@ def _facts(status: SystemStatus) -> list[str]:
         rings = {worker.ring_implementation for worker in status.workers if worker.pid}
         facts.append(f"rings in {' and '.join(sorted('C' if one == 'c' else 'Python' for one in rings)) or _NONE}")
         lines.append(", ".join(facts))
+    others = [f"{worker.name} as {worker.user}" for worker in status.workers if worker.user]
+    if others:
+        lines.append(f"runs {', '.join(others)}")
     if status.condition in {Condition.STOPPED, Condition.DEAD} and status.journal_bytes_on_disk is not None:
         lines.append(f"level {status.level}, journals {size(status.journal_bytes_on_disk)}")
     if status.directory and status.condition is not Condition.UNKNOWN:

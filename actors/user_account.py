@@ -18,8 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiprocess import resource_tracker
-
 from actors.plan import Plan
 
 # What root needs, by its number in capabilities(7): to become the user and give it its journal, to read that and to
@@ -137,6 +135,8 @@ def _check(account: Account) -> None:
 
 def _let_go_of_the_tracker() -> None:
     """The library's resource tracker runs as the user before, and removes whatever shared memory it is told to."""
+    from multiprocess import resource_tracker  # a worker has it; who only checks a topology does without
+
     tracker = resource_tracker._resource_tracker
     descriptor, tracker._fd = tracker._fd, None
     if descriptor is not None:

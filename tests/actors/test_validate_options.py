@@ -22,7 +22,8 @@ HERE = Machine(
     files_of_anybody=1 << 20,
     memory_bytes=None,
     is_directory=lambda path: path == "/srv",
-    uid_of={"me": 1000, "root": 0, 1000: 1000, 0: 0}.__getitem__,
+    uid_of={"me": 1000, "other": 1001, "root": 0, 1000: 1000, 0: 0, 4242: 4242}.__getitem__,
+    gid_of=lambda user, group: {"other": 1001, "root": 0, "staff": 50, 50: 50}[user if group is None else group],
 )
 
 
@@ -86,6 +87,11 @@ def test_what_can_be_granted_is_no_problem(options: dict[str, Any]) -> None:
         ({"user": "root"}, ["user='root': the system is started as user 1000", "start the whole system as the user"]),
         ({"user": 0}, ["user=0: the system is started as user 1000"]),
         ({"user": -1}, ["user=-1: not a user"]),
+        ({"user": 1 << 32}, ["user=4294967296: not a user"]),
+        ({"user": True}, ["user=True: not a user"]),
+        ({"group": 50}, ["group=50: it is for a worker that runs as another user", "give that user as well"]),
+        ({"user": "me", "group": "staff"}, ["group='staff': it is for a worker that runs as another user"]),
+        ({"user": "me", "group": 1.5}, ["group=1.5: not a group"]),
     ],
     ids=str,
 )
@@ -105,6 +111,23 @@ def test_root_may_what_others_may_not() -> None:
     assert found(replace(root, files_of_anybody=None), open_files=1 << 40) == []
     assert len(found(root, memory_bytes=1 << 63)) == 1
     assert found(root, memory_bytes=(1 << 63) - 1) == []
+
+
+def test_root_may_have_a_worker_run_as_another_user() -> None:
+    root = replace(HERE, root=True, uid=0)
+    assert (
+        found(root, user="other") == found(root, user="other", group="staff") == found(root, user=4242, group=50) == []
+    )
+    (problem,) = found(root, user=4242)
+    assert (
+        "user=4242: this machine knows no user of that number, so not its group either; give group= as well" in problem
+    )
+    (problem,) = found(root, user="other", group="stuff")
+    assert "group='stuff': there is no such group; give the name of a group" in problem
+    (problem,) = found(root, user="others", group="staff")
+    assert "user='others': there is no such user" in problem
+    (problem,) = found(replace(root, cannot_change="root is without CAP_SETUID here"), user="other")
+    assert "user='other': root is without CAP_SETUID here; grant root these capabilities, or leave the user" in problem
 
 
 def test_where_processors_cannot_be_chosen() -> None:
