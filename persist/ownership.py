@@ -58,11 +58,10 @@ def open_in(directory: int, path: str, name: str, flags: int) -> int:
 
 
 def hand_over(directory: int, path: str, uid: int, gid: int, known: Collection[int]) -> None:
-    """Give an open directory and all files in it to this user. UnsafeDirectory, before the file at fault is touched, if
-    something in it is no plain file, or belongs to none of the `known` users nor to the new one. We are only one of them if
-    we are named; but the directory itself may be ours, and a file that is empty.
+    """Give an open directory and all files in it to this user. UnsafeDirectory, before that is touched, if something in it is no plain file, or belongs to none of the `known` users nor to the new one. We are one of them only
+    if we are named; but the directory itself may be ours, and so may a file that is empty.
 
-    The directory goes first: whoever finds it half done finds its next owner, too. It may be done again at any time.
+    The directory goes first: who finds it half done finds its next owner, too. It may be done again at any time.
     """
     if os.fstat(directory).st_uid not in {uid, os.geteuid(), *known}:
         raise UnsafeDirectory(path, f"it belongs to user {os.fstat(directory).st_uid}")

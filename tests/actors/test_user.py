@@ -20,7 +20,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -143,7 +142,7 @@ def test_it_survives_five_kills_with_every_effect_exactly_once(declare: Declare,
         for _ in range(5):
             before = ask(system, module)
             os.kill(before["pid"], signal.SIGKILL)
-            until(lambda before=before: ask(system, module)["count"] > before["count"], "it to go on")
+            until(lambda n=before["count"]: ask(system, module)["count"] > n, "it to go on")  # type: ignore[misc]
         until(lambda: ask(system, module)["count"] == 3000, "all to be counted", 30)
         assert system.status().workers[0].deaths == 5
         assert ask(system, module)["import"] == as_seen(NOBODY)
@@ -258,27 +257,33 @@ def test_the_user_may_change_between_two_starts(declare: Declare, module: Module
             place = system.directory / JOURNALS
             expected += 1
             system.send("teller", module.Tick(expected))
-            until(lambda: ask(system, module)["count"] == expected, "it to be counted")
+            until(lambda n=expected: ask(system, module)["count"] == n, "it to be counted")  # type: ignore[misc]
             assert ask(system, module)["call"][0] == [entry.pw_uid if entry else 0] * 3
         assert owners(place / "w") == {(entry.pw_uid, entry.pw_gid) if entry else (0, 0)}
         assert owners(place / "gateway") == {(0, 0)}
         assert [place.parent.stat().st_mode & 0o777, place.stat().st_mode & 0o777] == [0o700, 0o700]
 
 
-def test_a_crash_while_a_journal_changes_hands_is_seen_through(declare: Declare, module: ModuleType) -> None:
+def test_a_crash_while_a_journal_changes_hands_is_seen_through(
+    declare: Declare, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with declare("nobody").start() as system:
         system.send("teller", module.Tick(1))
         until(lambda: ask(system, module)["count"] == 1, "it to be counted")
         place = system.directory
-    with RunDirectory.open(place) as directory:
-        identity = directory.read_identity()
-        assert identity is not None
-        assert identity.users == {"w": (NOBODY.pw_uid,)}
-        both = {"w": (NOBODY.pw_uid, DAEMON.pw_uid)}
-        directory.rewrite_identity(msgspec.structs.replace(identity, users=both))
+    real, calls = os.fchown, [0]
+
+    def crash(descriptor: int, uid: int, gid: int) -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise OSError(errno.EIO, "as good as a crash")
+        real(descriptor, uid, gid)
+
+    with monkeypatch.context() as patch, pytest.raises(StartFailed, match="as good as a crash"):
+        patch.setattr(os, "fchown", crash)
+        declare("daemon").start()
     journal = place / JOURNALS / "w"
-    for half in (journal, next(journal.glob("*.journal"))):
-        os.chown(half, DAEMON.pw_uid, DAEMON.pw_gid)
+    assert {uid for uid, _ in owners(journal)} == {NOBODY.pw_uid, DAEMON.pw_uid}
     (journal / "spare").unlink()
     (journal / "spare").touch()  # as one that root has just made
     with declare(ANYBODY, group=ANYBODY).start() as system:  # and by now it is to be a third one's
