@@ -58,8 +58,11 @@ def open_in(directory: int, path: str, name: str, flags: int) -> int:
 
 
 def hand_over(directory: int, path: str, uid: int, gid: int, known: Collection[int]) -> None:
-    """Give an open directory and all files in it to this user. UnsafeDirectory, before that is touched, if something in it is no plain file, or belongs to none of the `known` users nor to the new one. We are one of them only
-    if we are named; but the directory itself may be ours, and so may a file that is empty.
+    """Give an open directory and all files in it to this user.
+
+    UnsafeDirectory, before that is touched, if something in it is no plain file, or belongs neither to the new user nor
+    to one of those `known` to have had it. We are one of them only if we are named; but the directory itself may be
+    ours, and so may a file that is empty.
 
     The directory goes first: who finds it half done finds its next owner, too. It may be done again at any time.
     """

@@ -279,9 +279,10 @@ def test_a_crash_while_a_journal_changes_hands_is_seen_through(
             raise OSError(errno.EIO, "as good as a crash")
         real(descriptor, uid, gid)
 
-    with monkeypatch.context() as patch, pytest.raises(StartFailed, match="as good as a crash"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fchown", crash)
-        declare("daemon").start()
+        with pytest.raises(StartFailed, match="as good as a crash"):
+            declare("daemon").start()
     journal = place / JOURNALS / "w"
     assert {uid for uid, _ in owners(journal)} == {NOBODY.pw_uid, DAEMON.pw_uid}
     (journal / "spare").unlink()
