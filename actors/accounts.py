@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actors.plan import Plan
-from actors.rundir import RunDirectory
+from actors.rundir import RunDirectory, RunDirectoryError
 from bus import Board, Cell, Field, Ring
 from persist import PersistError, read
 
@@ -34,7 +34,7 @@ class Accounts:
             return
         try:
             left = read(self._directory.journal(worker))
-        except (PersistError, OSError):
+        except (PersistError, RunDirectoryError, OSError):
             return  # its next start will tell
         for edge, ring in zip(self._plan.edges, self._rings, strict=True):
             if edge.source == worker:

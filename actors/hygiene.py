@@ -20,7 +20,7 @@ from typing import Any
 
 from actors.errors import RingleaderError
 from actors.process_options import ProcessOptions
-from actors.user_account import Account, account, become, cannot_change, gid_of, uid_of
+from actors.user_account import Account, account, become, cannot_change, gid_of, is_mapped, uid_of
 from actors.validate_options import Machine
 
 HEADROOM = 16 << 20  # bytes of address space that a worker needs at least, on top of what it was born with
@@ -98,6 +98,7 @@ def machine() -> Machine:
         uid_of=uid_of,
         gid_of=gid_of,
         cannot_change=cannot_change(),
+        is_mapped=is_mapped,
     )
 
 

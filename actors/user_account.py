@@ -77,7 +77,17 @@ def cannot_change() -> str:
     missing = [name for name, bit in NEEDED.items() if not mine >> bit & 1]
     if missing:
         return f"root is without {', '.join(missing)} here, as in a container or a unit that withholds it"
+    if _read("/proc/self/setgroups").strip() == "deny":
+        return (
+            "this user namespace lets nobody set groups (/proc/self/setgroups), as where no container manager made it"
+        )
     return ""
+
+
+def is_mapped(uid: int) -> bool:
+    """Whether there is a user of that number in our user namespace; a container without root may have only a few."""
+    ranges = [[int(number) for number in line.split()] for line in _read("/proc/self/uid_map").splitlines()]
+    return not ranges or any(first <= uid < first + count for first, _, count in ranges)
 
 
 def become(account: Account) -> None:
@@ -110,10 +120,7 @@ def unreadable() -> list[str]:
 
 def capabilities() -> dict[str, int]:
     """Those of this process, by set (CapEff, CapPrm, ...), as bits; empty where the system has none."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return {}
+    lines = _read("/proc/self/status").splitlines()
     return {name: int(value, 16) for name, _, value in (line.partition(":\t") for line in lines) if name[:3] == "Cap"}
 
 
@@ -142,6 +149,13 @@ def _let_go_of_the_tracker() -> None:
     if descriptor is not None:
         with suppress(OSError):
             os.close(descriptor)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""  # there is no such thing here
 
 
 def _entry(user: str | int) -> pwd.struct_passwd:

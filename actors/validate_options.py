@@ -34,6 +34,7 @@ class Machine:
     uid_of: Callable[[str | int], int]
     gid_of: Callable[[str | int, str | int | None], int]  # of a user, with the group that is given for it
     cannot_change: str = ""  # why no worker can run as another user; empty if it can
+    is_mapped: Callable[[int], bool] = lambda uid: True  # whether the kernel lets anybody be that user here
 
 
 def option_problems(declaration: Declaration, machine: Machine) -> list[Problem]:
@@ -131,7 +132,12 @@ def _user(value: Any, machine: Machine, group: Any) -> tuple[str, str] | None:
             "start the system as root, or start the whole system as the user that it is to run as",
         )
     if machine.cannot_change:
-        return machine.cannot_change, "grant root these capabilities, or leave the user out"
+        return machine.cannot_change, "grant root these rights, or leave the user out"
+    if not machine.is_mapped(uid):
+        return (
+            f"there is no user {uid} in this user namespace, as in a container that root did not start",
+            "map it (/etc/subuid), or leave it out",
+        )
     if group is None and not _has_group(value, machine):
         return "this machine knows no user of that number, so not its group either", "give group= as well"
     return None

@@ -369,6 +369,16 @@ def test_root_without_the_right_to_change_users_is_told_at_compile_time() -> Non
     assert out.stdout.decode().startswith("root is without CAP_SETUID here")
 
 
+def test_a_user_that_this_namespace_does_not_have_is_told_at_compile_time() -> None:
+    code = "from actors.user_account import is_mapped; print([is_mapped(uid) for uid in (0, 1, 65534)])"
+    command = [shutil.which("unshare") or "unshare", "--user", "--map-root-user", sys.executable, "-c", code]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if out.returncode:
+        pytest.skip(f"no user namespaces here: {out.stderr}")
+    assert out.stdout == "[True, False, False]\n"
+    assert all(user_account.is_mapped(uid) for uid in (0, NOBODY.pw_uid, ANYBODY))
+
+
 def test_a_worker_that_would_keep_rights_of_root_never_runs(tmp_path: Path) -> None:
     def keep() -> None:
         ctypes.CDLL(None).prctl(28, 1 << 2, 0, 0, 0)  # PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP

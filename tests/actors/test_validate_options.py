@@ -127,7 +127,9 @@ def test_root_may_have_a_worker_run_as_another_user() -> None:
     (problem,) = found(root, user="others", group="staff")
     assert "user='others': there is no such user" in problem
     (problem,) = found(replace(root, cannot_change="root is without CAP_SETUID here"), user="other")
-    assert "user='other': root is without CAP_SETUID here; grant root these capabilities, or leave the user" in problem
+    assert "user='other': root is without CAP_SETUID here; grant root these rights, or leave the user" in problem
+    (problem,) = found(replace(root, is_mapped=lambda uid: uid == 0), user="other")
+    assert "user='other': there is no user 1001 in this user namespace" in problem
 
 
 def test_where_processors_cannot_be_chosen() -> None:

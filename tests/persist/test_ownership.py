@@ -83,6 +83,13 @@ def a_link(path: Path) -> None:
     path.symlink_to("/etc/passwd")
 
 
+def a_link_to_their_own(path: Path) -> None:
+    target = path.parent.with_name("elsewhere")
+    target.touch()
+    os.chown(target, THEIRS, 0)
+    path.symlink_to(target)
+
+
 def a_hard_link(path: Path) -> None:
     os.link(path.with_name("file"), path)
 
@@ -103,7 +110,9 @@ def a_file_of_a_stranger(path: Path) -> None:
 
 Plant = Callable[[Path], None]
 PLANTED = pytest.mark.parametrize(
-    "plant", [a_link, a_hard_link, a_pipe, a_file_of_ours, a_file_of_a_stranger], ids=lambda plant: plant.__name__
+    "plant",
+    [a_link, a_link_to_their_own, a_hard_link, a_pipe, a_file_of_ours, a_file_of_a_stranger],
+    ids=lambda plant: plant.__name__,
 )
 
 
