@@ -43,11 +43,20 @@ class Do(Message):
     what: str
 
 
+class Enough(Message):
+    pass
+
+
 class Count(State):
     n: int = 0
 
 
-class Teller(Handler, busy_limit=0.5, max_attempts=1):
+class Fed(State):
+    n: int = 0
+    enough: bool = False
+
+
+class Teller(Handler, busy_limit=0.5):
     state: Count
 
     def __init__(self) -> None:
@@ -111,13 +120,24 @@ class Teller(Handler, busy_limit=0.5, max_attempts=1):
                 self.stop_worker()
 
 
+class Once(Teller, max_attempts=1):
+    """What kills it is not tried again."""
+
+
 class Feed(Handler):
-    state: Count
+    """Goes on until there was enough, and says how much that was."""
+
+    state: Fed
 
     def on_loop(self) -> float | None:
-        if self.state.n >= 3000:
+        if self.state.enough:
             return 60.0
         for _ in range(10):
             self.state.n += 1
             self.send(Tick(self.state.n))
         return 0.001
+
+    @handle
+    def on_enough(self, enough: Enough) -> None:
+        self.state.enough = True
+        self.reply(Tick(self.state.n))
