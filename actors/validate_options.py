@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from actors.codecs import PICKLE
 from actors.declaration import Declaration, DeclaredOptions
 from actors.errors import Problem
 from actors.naming import closest
@@ -55,6 +56,8 @@ def _of(said: DeclaredOptions, declaration: Declaration, machine: Machine) -> It
         if value == defaults[name] and not isinstance(value, bool):
             continue
         wrong = _wrong(name, value, machine, said.options)
+        if wrong is None and name == "user" and machine.uid_of(value) != machine.uid:
+            wrong = _pickled(declaration)
         if wrong is not None:
             text = f"worker {said.worker!r}: process option {name}={value!r:.80}: {wrong[0]}"
             yield Problem("bad-process-option", str(said.worker), text, wrong[1], said.where)
@@ -155,6 +158,17 @@ def _group(value: Any, machine: Machine, user: Any) -> tuple[str, str] | None:
             return None  # said of the user
         return "there is no such group", "give the name of a group of this machine, or a number"
     return None
+
+
+def _pickled(declaration: Declaration) -> tuple[str, str] | None:
+    """Who unpickles a message does what its sender says: with the rights of root, where root is the receiver."""
+    names = [getattr(one.type, "__name__", str(one.type)) for one in declaration.codecs if one.codec is PICKLE]
+    if not names:
+        return None
+    return (
+        f"the topology has messages sent by pickle ({', '.join(names)}): who gets one executes what its sender says",
+        "give them another codec, or leave the user out",
+    )
 
 
 def _has_group(user: str | int, machine: Machine) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from actors import Handler, Message, Topology, TopologyError, handle
-from actors.declaration import Declaration, DeclaredOptions, DeclaredWorker
+from actors.codecs import JSON, PICKLE
+from actors.declaration import Declaration, DeclaredCodec, DeclaredOptions, DeclaredWorker
 from actors.process_options import ProcessOptions
 from actors.validate_options import Machine, option_problems
 
@@ -130,6 +131,22 @@ def test_root_may_have_a_worker_run_as_another_user() -> None:
     assert "user='other': root is without CAP_SETUID here; grant root these rights, or leave the user" in problem
     (problem,) = found(replace(root, is_mapped=lambda uid: uid == 0), user="other")
     assert "user='other': there is no user 1001 in this user namespace" in problem
+
+
+def test_what_another_user_sends_is_not_executed_as_root() -> None:
+    declaration = Declaration("trades", "process", {})
+    declaration.workers.append(DeclaredWorker("stats", {"sink": Sink}, "trades.py:1"))
+    declaration.processes.append(DeclaredOptions("stats", {"user": "other"}, "trades.py:2"))
+    declaration.codecs.append(DeclaredCodec(Tick, JSON, "trades.py:3"))
+    root = replace(HERE, root=True, uid=0)
+    assert option_problems(declaration, root) == []
+    declaration.codecs.append(DeclaredCodec(Sink, PICKLE, "trades.py:4"))
+    (problem,) = option_problems(declaration, root)
+    assert "worker 'stats': process option user='other': the topology has messages sent by pickle (Sink)" in str(
+        problem
+    )
+    declaration.processes[0] = DeclaredOptions("stats", {"user": "root"}, "trades.py:2")
+    assert option_problems(declaration, root) == []
 
 
 def test_where_processors_cannot_be_chosen() -> None:
