@@ -41,6 +41,6 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 # An extra is installed again when the project's metadata or its C changed.
-$(STAMP)-%: $(BIN)/python pyproject.toml setup.py $(wildcard bus/*.c)
+$(STAMP)-%: $(BIN)/python pyproject.toml setup.py $(wildcard bus/*.[ch])
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
