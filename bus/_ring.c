@@ -54,7 +54,9 @@ int failpoint(const char *name)
 
 static PyObject *on_failpoint(PyObject *Py_UNUSED(module), PyObject *callable)
 {
-    Py_XSETREF(reached, Py_NewRef(callable));
+    PyObject *before = reached;
+    reached = Py_NewRef(callable);
+    Py_XDECREF(before);
     Py_RETURN_NONE;
 }
 

@@ -76,6 +76,7 @@ class Doorbell:
         self._require_open()
         self._word[0] = ARMED
         fence()
+        # failpoint: doorbell-armed
 
     def wait(self, timeout: float, /) -> bool:
         """Sleeps while the word is armed, at most `timeout` seconds. True if the bell was rung."""

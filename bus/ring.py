@@ -118,10 +118,13 @@ class Ring:
             if start < 0:
                 break
             at = (start & (self.capacity - 1)) + RECORD_HEADER
+            # failpoint: ring-claimed
             self._data[at : at + size] = piece
+            # failpoint: ring-copying
             tail = start + framed(size)
             pushed += 1
         if pushed:
+            # failpoint: ring-copied
             self._publish(tail)
         return pushed
 
@@ -133,6 +136,7 @@ class Ring:
         start = self._place(self._tail, size)
         if start < 0:
             return None
+        # failpoint: ring-claimed
         at = (start & (self.capacity - 1)) + RECORD_HEADER
         self._reserved = self._data[at : at + size]
         self._reserved_end = start + framed(size)
@@ -141,6 +145,7 @@ class Ring:
     def commit(self) -> None:
         """Takes the reserved view back and makes its record visible. BufferError while something exports the view."""
         self.abandon()
+        # failpoint: ring-copied
         self._publish(self._reserved_end)
 
     def abandon(self) -> None:
@@ -197,6 +202,7 @@ class Ring:
         """Cursor := HEAD. What was taken and not released will be taken again."""
         self._require_open()
         self._cursor = self._head
+        # failpoint: ring-rewound
 
     def pending(self) -> int:
         """Bytes between cursor and tail, framing included."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tests.torture.hook import SUPERVISOR, WORKER
@@ -26,7 +26,7 @@ WAYS = {
     **dict.fromkeys(
         (
             "board-attached", "pid-told", "journal-locked", "journal-recovered", "journal-adopted", "incarnation-begun",
-            "journal-opened", "epoch-told", "watermark-told", "resume-acknowledged", "links-restored", "republished",
+            "journal-opened", "epoch-told", "watermark-told", "resume-acknowledged", "links-restored", "republished", "ring-rewound",
             "gate-reached", "gate-passed", "on-start-before", "on-start-after", "session-told", "worker-running",
             "backlog-refilled",
         ),
@@ -87,6 +87,14 @@ def combinations(chance: random.Random, names: Iterable[str]) -> list[Combinatio
     return found
 
 
+def shares(wanted: Sequence[Combination], inside: Container[str], rings: Sequence[str]) -> dict[str, list[Combination]]:
+    """For each ring all that is at the points inside of it, and its part of everything else."""
+    return {
+        ring: [one for at, one in enumerate(wanted) if one.point in inside or at % len(rings) == number]
+        for number, ring in enumerate(rings)
+    }
+
+
 def together(all_of_them: Sequence[Combination]) -> Iterator[list[Combination]]:
     """Those that may be armed at once: of different points. One that acts in the supervisor ends all of it, so those
     go together, each in the system that the one before has left."""
@@ -105,7 +113,7 @@ def together(all_of_them: Sequence[Combination]) -> Iterator[list[Combination]]:
 @dataclass
 class Verdict:
     seed: int
-    acted: set[str] = field(default_factory=set)  # points
+    acted: set[tuple[str, str]] = field(default_factory=set)  # the ring in use, the point
     count: int = 0  # combinations
     systems: int = 0  # how often it was started
     items: int = 0
@@ -123,7 +131,7 @@ class Verdict:
             self.sequence = other.sequence
 
     def __str__(self) -> str:
-        head = f"seed {self.seed}: {self.count} combinations at {len(self.acted)} failpoints, {self.systems} starts"
+        head = f"seed {self.seed}: {self.count} combinations at {len({point for _, point in self.acted})} failpoints, {self.systems} starts"
         lines = [f"{head}, {self.items:,} items, {self.seconds:.1f} s: {len(self.wrong)} wrong", *self.wrong[:20]]
         if self.wrong:
             lines += ["the last of them:", *self.sequence[-12:]]

@@ -39,17 +39,19 @@ class Trouble(Exception):
 class Run:
     """The system under torture, in a process of its own, and those who watch it."""
 
-    def __init__(self, folder: Path, chance: random.Random, verdict: Verdict) -> None:
+    def __init__(self, folder: Path, chance: random.Random, verdict: Verdict, ring: Path | None) -> None:
+        """`ring`: a build of the C ring with failpoints; None for the ring in Python."""
         self.folder = folder
         self.chance = chance
         self.verdict = verdict
         (folder / "hook").mkdir(parents=True)
-        self.board = Switchboard(folder / "hook", create=True)
+        self.board = Switchboard(folder / "hook", create=True, ring=ring)
+        self.ring = "c" if ring else "python"
         environment = os.environ | {
             VARIABLE: str(self.board.folder),
             "PYTHONPATH": f"{ROOT / 'tests/torture/hooked'}{os.pathsep}{ROOT}",
             "PYTHONDONTWRITEBYTECODE": "1",
-            "RINGLEADER_RING": "python",  # there are failpoints in it
+            "RINGLEADER_RING": self.ring,
         }
         self._breeder = Breeder(["-m", "tests.torture.failpoints", "--breed", str(folder)], environment)
         self.up = False
@@ -138,7 +140,7 @@ class Run:
                     waiting.remove(one)
                     deadline = time.monotonic() + PATIENCE
                     self.verdict.count += 1
-                    self.verdict.acted.add(one.point)
+                    self.verdict.acted.add((self.ring, one.point))
             now = time.monotonic()
             if self.up and now > due:
                 due = now + AGAIN
@@ -222,6 +224,7 @@ class Run:
         """Asks the oracle."""
         while not self.up:
             self.look()
+        self.verdict.wrong += self._other_rings()
         self.board.set("finish", len(self._sessions))
         assert self._system is not None
         if not self._system.dead(2 * PATIENCE):
@@ -232,6 +235,12 @@ class Run:
         found = json.loads((self.folder / "verdict").read_text())
         self.verdict.items = found["items"]
         self.verdict.wrong += found["wrong"] + self._letters() + left_over([self._prefix])
+
+    def _other_rings(self) -> list[str]:
+        """Every worker must use the ring that this run is about."""
+        assert self._blocks is not None
+        cells = {name: self._blocks.block(f"w-{name}").get(Field.RING_IMPLEMENTATION) for name in NAMES}
+        return [f"w-{name} does not use the ring in {self.ring}" for name in NAMES if cells[name] != (self.ring == "c")]
 
     def _letters(self) -> list[str]:
         """The dead letters must be the poison, all of it that was accepted, once, and nothing else."""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from actors import AskTimeout, Message, System, SystemClosed, Topology, handle
 from actors.plan import Plan
+from bus import RING_IMPLEMENTATION
 from persist import journal
 from tests.torture import topology as plain
 from tests.torture.hook import FailpointError, switchboard
@@ -210,6 +211,7 @@ def serve(plan: Plan, folder: Path) -> None:
     """The system, until it is killed or told to rest (a clean end, after which another session begins) or to finish,
     by the number of sessions that there were. Does not return."""
     board = switchboard()
+    assert RING_IMPLEMENTATION == ("c" if board.ring else "python")
     board.supervise()
     short_segments()
     system = System(plan, folder / "run").start()

@@ -3,7 +3,8 @@
 A running system takes them a few at a time: arm, provoke what does not happen by itself, wait until all have acted and
 until every worker and the program are getting on again. Whoever is stopped is killed, and a system that is gone is
 started again where it was. At the end the oracle is asked; what handlers see, they see at once. Two systems share the
-work, since much of it is waiting.
+work, since much of it is waiting: one with the ring in Python, one with the C ring, in a build that has failpoints. What
+is at the points inside of the ring, each of them tries.
 """
 
 from __future__ import annotations
@@ -16,26 +17,35 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.bus.variants import FAILPOINTS, Edit, build
 from tests.torture.breeder import breed
-from tests.torture.combinations import Combination, Verdict, combinations, together
+from tests.torture.combinations import Combination, Verdict, combinations, shares, together
 from tests.torture.failpoint_run import Run
 from tests.torture.failpoint_system import server
-from tests.torture.hook import points
+from tests.torture.hook import points, ring_points
 
-SYSTEMS = 2
+RINGS = ("python", "c")
 
 
-def torture(folder: Path, seed: int, only: Sequence[Combination] = ()) -> Verdict:
-    """All combinations, or these; the verdict says what was wrong, and which came before."""
+def torture(
+    folder: Path,
+    seed: int,
+    only: Sequence[Combination] = (),
+    rings: Sequence[str] = RINGS,
+    mistakes: Sequence[Edit] = (),
+) -> Verdict:
+    """All combinations, or these; the verdict says what was wrong, and which came before. With mistakes in the C ring."""
     started = time.monotonic()
     wanted = only or combinations(random.Random(seed), points())
-    verdicts = [Verdict(seed) for _ in range(1 if len(only) == 1 else SYSTEMS)]
+    variant = build(folder / "ring", FAILPOINTS, edits=mistakes) if "c" in rings else None
+    work = {ring: share for ring, share in shares(wanted, ring_points(), rings).items() if share}
+    verdicts = [Verdict(seed) for _ in work]
     threads = [
         threading.Thread(
             target=_torture_one,
-            args=(folder / str(number), f"{seed} {number}", verdict, wanted[number :: len(verdicts)]),
+            args=(folder / ring, f"{seed} {ring}", verdict, share, variant if ring == "c" else None),
         )
-        for number, verdict in enumerate(verdicts)
+        for verdict, (ring, share) in zip(verdicts, work.items(), strict=True)
     ]
     for thread in threads:
         thread.start()
@@ -48,8 +58,10 @@ def torture(folder: Path, seed: int, only: Sequence[Combination] = ()) -> Verdic
     return total
 
 
-def _torture_one(folder: Path, seed: str, verdict: Verdict, wanted: Sequence[Combination]) -> None:
-    run = Run(folder, random.Random(seed), verdict)
+def _torture_one(
+    folder: Path, seed: str, verdict: Verdict, wanted: Sequence[Combination], variant: Path | None
+) -> None:
+    run = Run(folder, random.Random(seed), verdict, variant)
     try:
         for group in together(wanted):
             run.take(group)
@@ -64,6 +76,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture.failpoints", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--only", action="append", default=[], metavar="POINT:ACTION:NTH")
+    parser.add_argument("--ring", choices=RINGS, help="with this one only; both otherwise")
     parser.add_argument("--breed", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.breed:
@@ -71,7 +84,7 @@ def main() -> int:
         return 0
     only = [Combination.read(one) for one in arguments.only]
     with tempfile.TemporaryDirectory(prefix="ringleader-failpoints-") as folder:
-        verdict = torture(Path(folder), arguments.seed, only)
+        verdict = torture(Path(folder), arguments.seed, only, [arguments.ring] if arguments.ring else RINGS)
     print(verdict)
     return 1 if verdict.wrong else 0
 

@@ -1,5 +1,8 @@
 """Failpoints: comment lines of the sources, `# failpoint: append-written`, that are calls in a torture run.
 
+The C ring has the same points as the ring in Python, `FAILPOINT("ring-claimed")`, in a build of its own. A run with
+that build has them there only: the lines of the ring in Python stay comments.
+
 A comment costs nothing, so the sources carry a failpoint at every step. In a process with the hook installed, the
 packages are compiled from their sources with each such line replaced, so line numbers stay. No .pyc of the interpreter
 is read or written; what was compiled is kept beside the file by which failpoints are armed.
@@ -18,14 +21,16 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.machinery import ExtensionFileLoader, ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
 PACKAGES = ("actors", "bus", "persist")
+C_RING, RING_IN_PYTHON = "bus._ring", ("bus.ring", "bus.doorbell")
 ROOT = Path(__file__).parents[2]
 VARIABLE = "RINGLEADER_FAILPOINTS"  # names the directory of a run
 WORKER, SUPERVISOR = 1, 2  # in whom a point acts: any worker, or the process with the supervisor and the gateway
@@ -41,28 +46,40 @@ class FailpointError(RuntimeError):
     """What the action `error` raises."""
 
 
+def points_of(path: Path) -> list[str]:
+    """The names of its failpoints. One name may stand in several places of a file: the same step, done in another way."""
+    return list(dict.fromkeys(name.decode() for _, name in _LINE.findall(path.read_bytes())))
+
+
 def points() -> list[str]:
     """The names of all failpoints in the sources."""
-    names = [
-        name.decode()
-        for package in PACKAGES
-        for path in sorted((ROOT / package).rglob("*.py"))
-        for _, name in _LINE.findall(path.read_bytes())
-    ]
-    assert len(set(names)) == len(names) <= _MOST, "a failpoint has the name of another one"
+    names = [name for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")) for name in points_of(path)]
+    assert len(set(names)) == len(names) <= _MOST, "a failpoint has the name of one in another module"
     return names
+
+
+def ring_points() -> list[str]:
+    """Those that both rings have."""
+    return [name for module in RING_IN_PYTHON for name in points_of(ROOT / f"{module.replace('.', '/')}.py")]
+
+
+def with_calls(source: bytes, call: Callable[[str], str]) -> bytes:
+    """The source with each of its failpoints being this call of `__failpoint__`."""
+    return _LINE.sub(lambda found: found[1] + call(found[2].decode()).encode(), source)
 
 
 class Switchboard:
     """The mapped file. One process arms, all of them look."""
 
-    def __init__(self, folder: Path, *, create: bool = False) -> None:
+    def __init__(self, folder: Path, *, create: bool = False, ring: Path | None = None) -> None:
         self.folder = folder
         if create:
             (folder / "cache").mkdir()
+            (folder / "ring").write_text(str(ring or ""))
             (folder / "points").write_text("\n".join(points()))
             (folder / "armed").write_bytes(bytes(8 * (len(FLAGS) + 1 + 5 * _MOST)))
         self.names = (folder / "points").read_text().split()
+        self.ring = (folder / "ring").read_text()  # the C ring with failpoints; "": the one in Python is used
         self.index = {name: at for at, name in enumerate(self.names)}
         with open(folder / "armed", "r+b") as file:
             words = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
@@ -159,15 +176,23 @@ class _Loader(SourceFileLoader):
             return code
         except FileNotFoundError:
             pass
-        index = _board.index
-        source = _LINE.sub(
-            lambda found: found[1] + b"__failpoint__(%d)" % index[found[2].decode()], self.get_data(self.path)
-        )
+        index, source = _board.index, self.get_data(self.path)
+        if not (_board.ring and fullname in RING_IN_PYTHON):
+            source = with_calls(source, lambda name: f"__failpoint__({index[name]})")
         code = compile(source, self.path, "exec", dont_inherit=True)
         new = kept.with_name(f"{fullname}.{os.getpid()}")
         new.write_bytes(marshal.dumps(code))
         new.rename(kept)
         return code
+
+
+class _RingLoader(ExtensionFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        assert _board is not None
+        index = _board.index
+        failpoint = vars(builtins)["__failpoint__"]
+        module.on_failpoint(lambda name: failpoint(index[name]))  # no other build has this
 
 
 class _Finder(MetaPathFinder):
@@ -176,6 +201,9 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname.partition(".")[0] not in PACKAGES:
             return None
+        assert _board is not None
+        if fullname == C_RING and _board.ring:
+            return spec_from_file_location(fullname, _board.ring, loader=_RingLoader(fullname, _board.ring))
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
