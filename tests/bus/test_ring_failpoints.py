@@ -1,4 +1,4 @@
-"""Whatever step of a ring its process dies in, what it leaves is right: at each failpoint the memory is copied, as a kill
+"""Whatever step of a ring a process dies in, what it leaves is right: at each failpoint the memory is copied as a kill
 would leave it, and who takes over from there must find whole records, in order, and none that was not published.
 
 The C ring has the same failpoints as the one in Python, in a build of its own.
@@ -16,8 +16,8 @@ import pytest
 from bus import Cell, PyDoorbell, PyRing
 from bus import doorbell as doorbell_module
 from bus import ring as ring_module
-from tests.bus.implementations import new_ring
 from tests.bus.implementations import needs_c as where_c_is_built
+from tests.bus.implementations import new_ring
 from tests.bus.variants import FAILPOINTS, ROOT, TAIL_FIRST, build, load
 from tests.torture.hook import ring_points, with_calls
 
@@ -93,7 +93,12 @@ def in_place(ring: Any) -> None:
     ring.commit()
 
 
-PUSHES = {in_parts: [SECOND], whole: [SECOND], together: [SECOND, THIRD], in_place: [SECOND]}
+PUSHES: dict[Callable[[Any], None], list[bytes]] = {
+    in_parts: [SECOND],
+    whole: [SECOND],
+    together: [SECOND, THIRD],
+    in_place: [SECOND],
+}
 
 
 def used_buffer(start: int) -> bytearray:

@@ -26,9 +26,9 @@ WAYS = {
     **dict.fromkeys(
         (
             "board-attached", "pid-told", "journal-locked", "journal-recovered", "journal-adopted", "incarnation-begun",
-            "journal-opened", "epoch-told", "watermark-told", "resume-acknowledged", "links-restored", "republished", "ring-rewound",
+            "journal-opened", "epoch-told", "watermark-told", "resume-acknowledged", "links-restored", "republished",
             "gate-reached", "gate-passed", "on-start-before", "on-start-after", "session-told", "worker-running",
-            "backlog-refilled",
+            "backlog-refilled", "ring-rewound",
         ),
         RESTART,
     ),
@@ -131,7 +131,8 @@ class Verdict:
             self.sequence = other.sequence
 
     def __str__(self) -> str:
-        head = f"seed {self.seed}: {self.count} combinations at {len({point for _, point in self.acted})} failpoints, {self.systems} starts"
+        points = {point for _, point in self.acted}
+        head = f"seed {self.seed}: {self.count} combinations at {len(points)} failpoints, {self.systems} starts"
         lines = [f"{head}, {self.items:,} items, {self.seconds:.1f} s: {len(self.wrong)} wrong", *self.wrong[:20]]
         if self.wrong:
             lines += ["the last of them:", *self.sequence[-12:]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -30,6 +31,11 @@ AGAIN = 0.12  # seconds between two provocations
 HUNG = 0.05  # of the stopped workers are left to the supervisor
 CLAIM = 0.3  # seconds from being about to act until it has
 LOOK = 0.002
+# Every death is one that was asked for; nobody ends because of what he finds in a ring, a journal, or a message.
+EXPECTED = re.compile(
+    r"killed by SIG(KILL|SEGV)|hung: stopped by a signal|exit code 1 \(CRASHED\): an exception that nobody handled$"
+    r"|.*\bFailpointError: "
+)
 
 
 class Trouble(Exception):
@@ -100,6 +106,8 @@ class Run:
 
     def _detach(self) -> None:
         if self._blocks is not None and self._segment is not None:
+            gaps = {name: self._blocks.block(f"w-{name}").get(Field.GAPS) for name in NAMES}
+            self.verdict.wrong += [f"{count} gaps in what w-{name} got" for name, count in gaps.items() if count]
             self._blocks.close()
             self._segment.close()
         self._blocks = self._segment = self._system = None
@@ -234,7 +242,7 @@ class Run:
             raise Trouble(f"the system ended instead of finishing: {(self.folder / 'log').read_text()[-2000:]}")
         found = json.loads((self.folder / "verdict").read_text())
         self.verdict.items = found["items"]
-        self.verdict.wrong += found["wrong"] + self._letters() + left_over([self._prefix])
+        self.verdict.wrong += found["wrong"] + self._letters() + self._strange_deaths() + left_over([self._prefix])
 
     def _other_rings(self) -> list[str]:
         """Every worker must use the ring that this run is about."""
@@ -254,6 +262,10 @@ class Run:
         if len(set(numbers)) != len(numbers) or not accepted <= set(numbers) <= set(range(1, asked + 1)):
             wrong.append(f"of {asked} poisonous messages, {len(accepted)} accepted, {numbers} are dead letters")
         return wrong
+
+    def _strange_deaths(self) -> list[str]:
+        deaths = re.findall(r"^worker '[\w-]+' died.*?\(.*?\): (.*)$", (self.folder / "log").read_text(), re.MULTILINE)
+        return [f"a worker died: {reason}" for reason in dict.fromkeys(deaths) if not EXPECTED.match(reason)]
 
     def describe(self) -> list[str]:
         """What it looks like when the run cannot go on."""

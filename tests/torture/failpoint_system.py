@@ -211,7 +211,7 @@ def serve(plan: Plan, folder: Path) -> None:
     """The system, until it is killed or told to rest (a clean end, after which another session begins) or to finish,
     by the number of sessions that there were. Does not return."""
     board = switchboard()
-    assert RING_IMPLEMENTATION == ("c" if board.ring else "python")
+    assert ("c" if board.ring else "python") == RING_IMPLEMENTATION
     board.supervise()
     short_segments()
     system = System(plan, folder / "run").start()

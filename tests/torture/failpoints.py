@@ -3,8 +3,8 @@
 A running system takes them a few at a time: arm, provoke what does not happen by itself, wait until all have acted and
 until every worker and the program are getting on again. Whoever is stopped is killed, and a system that is gone is
 started again where it was. At the end the oracle is asked; what handlers see, they see at once. Two systems share the
-work, since much of it is waiting: one with the ring in Python, one with the C ring, in a build that has failpoints. What
-is at the points inside of the ring, each of them tries.
+work, since much of it is waiting: one with the ring in Python, one with the C ring, in a build that has failpoints. At
+the points inside of the ring each of them tries everything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def torture(
     rings: Sequence[str] = RINGS,
     mistakes: Sequence[Edit] = (),
 ) -> Verdict:
-    """All combinations, or these; the verdict says what was wrong, and which came before. With mistakes in the C ring."""
+    """All combinations, or these; the verdict says what was wrong, and which came before.
+    `mistakes` are those that the C ring has.
+    """
     started = time.monotonic()
     wanted = only or combinations(random.Random(seed), points())
     variant = build(folder / "ring", FAILPOINTS, edits=mistakes) if "c" in rings else None

@@ -47,13 +47,15 @@ class FailpointError(RuntimeError):
 
 
 def points_of(path: Path) -> list[str]:
-    """The names of its failpoints. One name may stand in several places of a file: the same step, done in another way."""
+    """The names of its failpoints. A name may stand in several places of a file: the same step, done in another way."""
     return list(dict.fromkeys(name.decode() for _, name in _LINE.findall(path.read_bytes())))
 
 
 def points() -> list[str]:
     """The names of all failpoints in the sources."""
-    names = [name for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")) for name in points_of(path)]
+    names = [
+        name for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")) for name in points_of(path)
+    ]
     assert len(set(names)) == len(names) <= _MOST, "a failpoint has the name of one in another module"
     return names
 

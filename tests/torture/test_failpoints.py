@@ -1,4 +1,5 @@
-"""Every failpoint of the sources x {exit, SIGKILL, SIGSEGV, SIGSTOP, error} x {first, a later hit}."""
+"""Every failpoint of the sources x {exit, SIGKILL, SIGSEGV, SIGSTOP, error} x {first, a later hit}; those inside of the
+ring with both rings."""
 
 from __future__ import annotations
 
@@ -10,18 +11,43 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.combinations import ACTIONS, WAYS, Combination, combinations, together
-from tests.torture.failpoints import torture
-from tests.torture.hook import SUPERVISOR, points
+from tests.bus import implementations
+from tests.bus.implementations import needs_c
+from tests.bus.variants import TAIL_FIRST
+from tests.torture.combinations import ACTIONS, WAYS, Combination, combinations, shares, together
+from tests.torture.failpoints import RINGS, torture
+from tests.torture.hook import SUPERVISOR, points, ring_points
 
 
 @pytest.mark.timeout(900)
 def test_no_failpoint_loses_doubles_or_reorders_anything(tmp_path: Path) -> None:
-    verdict = torture(tmp_path, seed := random.randrange(10**6))
+    rings = [ring for ring in RINGS if ring in implementations.RINGS]
+    verdict = torture(tmp_path, seed := random.randrange(10**6), rings=rings)
     print(verdict)
     assert not verdict.wrong, str(verdict)
-    assert verdict.acted == set(points()), f"never reached: {set(points()) - verdict.acted}"
-    assert verdict.count == len(combinations(random.Random(seed), points()))
+    acted = {point for _, point in verdict.acted}
+    assert acted == set(points()), f"never reached: {set(points()) - acted}"
+    assert verdict.acted >= {(ring, point) for ring in rings for point in ring_points()}
+    work = shares(combinations(random.Random(seed), points()), ring_points(), rings)
+    assert verdict.count == sum(map(len, work.values()))
+
+
+@needs_c
+@pytest.mark.timeout(300)
+def test_a_tail_that_moves_before_its_record_is_whole_is_caught(tmp_path: Path) -> None:
+    """The C ring with this mistake must not pass. (What is in the ring from before may look like a record.)"""
+    only = [Combination(point, "SIGKILL", 1) for point in ("ring-claimed", "ring-copying", "ring-copied")]
+    verdicts = (torture(tmp_path / str(seed), seed, only, rings=["c"], mistakes=[TAIL_FIRST]) for seed in range(5))
+    assert any(verdict.wrong for verdict in verdicts)
+
+
+def test_each_ring_has_all_its_own_failpoints_and_both_share_the_others() -> None:
+    wanted = combinations(random.Random(1), points())
+    work = shares(wanted, ring_points(), RINGS)
+    inside = {str(one) for one in wanted if one.point in ring_points()}
+    assert inside == {str(one) for one in work["python"]} & {str(one) for one in work["c"]}
+    assert {str(one) for one in wanted} == {str(one) for share in work.values() for one in share}
+    assert shares(wanted, ring_points(), ["c"]) == {"c": wanted}
 
 
 def test_all_combinations_are_there_and_each_once() -> None:
