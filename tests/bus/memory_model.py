@@ -2,8 +2,8 @@
 
 The model is RC11 (Lahav, Vafeiadis, Kang, Hur, Dreyer: Repairing Sequential Consistency in C/C++11, 2017). It is weaker
 here in two places: release sequences have no later stores of the same thread, as since C++20, and a relaxed load may
-take its value from a store that comes after it, as processors (ARM) may do. What it forbids no compiler and no processor
-does: what compilers make of the orders is proven right for x86, ARMv8 and POWER. So what holds here holds on ARM.
+take its value from a store that comes after it, as on ARM. What the model forbids no compiler and no processor does:
+what compilers make of the orders is proven right for x86, ARMv8 and POWER. So what holds here holds on ARM.
 
 A thread is a generator: it yields the steps (`load`, `store`, `exchange`, `fence`, plain `read` and `write`) and is
 sent what they give. An execution says from which store each load takes its value, and in which order the stores to each

@@ -1,7 +1,8 @@
 """`python -m tests.bus.sanitize`: the bus tests with the C ring under the address and undefined-behaviour sanitizers.
 
 Copies what the tests need to a directory of its own and builds there, so that no other build is touched or picked up;
-then once more without a futex, for the doorbell's fallback. Arguments go to pytest.
+then once more without a futex, for the doorbell's fallback, and once with a mistake, which must be found: a record may
+be longer than the ring is from there on. Arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.bus.variants import Edit, copy_sources
+
 ROOT = Path(__file__).parents[2]
 SANITIZERS = "address,undefined"
 PLACES = ("bus", "tests/bus")
+# No C there, or builds of their own, or much of what is here in little.
+ELSEWHERE = ("streams", "test_memory_order.py", "test_ring_failpoints.py", "test_stress.py", "test_tsan.py")
+OVER_READ = Edit("_ring_core.h", " && index + total <= end->capacity &&", " &&")
 FILES = ("setup.py", "pyproject.toml", "LICENSE", "tests/__init__.py", "tests/conftest.py")
 
 
@@ -47,10 +53,13 @@ def run(place: Path, command: list[str], **changes: str) -> None:
         sys.exit(done.returncode)
 
 
-def build_and_test(place: Path, arguments: list[str], **building: str) -> None:
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"]
-    run(place, build, RINGLEADER_SANITIZE=SANITIZERS, RINGLEADER_REQUIRE_C="1", **building)
-    testing = {
+def build(place: Path, **building: str) -> None:
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"]
+    run(place, command, RINGLEADER_SANITIZE=SANITIZERS, RINGLEADER_REQUIRE_C="1", **building)
+
+
+def environment(place: Path) -> dict[str, str]:
+    return {
         "LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}",
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
@@ -58,19 +67,43 @@ def build_and_test(place: Path, arguments: list[str], **building: str) -> None:
         "PYTHONPATH": str(place),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+
+
+def pytest(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=sys", *arguments]
+
+
+def build_and_test(place: Path, arguments: list[str], **building: str) -> None:
+    build(place, **building)
+    testing = environment(place)
     where = "import bus._ring, sys; sys.exit(not bus._ring.__file__.startswith(sys.argv[1]))"
     run(place, [sys.executable, "-c", where, str(place)], **testing)
-    run(place, [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=sys", *arguments], **testing)
+    run(place, pytest(*arguments), **testing)
+
+
+def find_the_mistake(place: Path) -> None:
+    """What proves that an over-read would be found."""
+    copy_sources(place / "bus", [OVER_READ])
+    build(place)
+    command = pytest("tests/bus/test_frame_fuzz.py", "-x")
+    print("+", *command, "(with an over-read built in)", flush=True)
+    done = subprocess.run(
+        command, cwd=place, env=os.environ | environment(place), capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0 or "AddressSanitizer: heap-buffer-overflow" not in done.stderr:
+        sys.exit(f"an over-read was not found: {done.stdout}\n{done.stderr}")
+    print("found")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ringleader-sanitize-") as directory:
         place = Path(directory).resolve()
         copy_to(place)
-        build_and_test(place, sys.argv[1:] or ["tests/bus", "--ignore=tests/bus/streams"])  # no C there
+        build_and_test(place, sys.argv[1:] or ["tests/bus", *(f"--ignore=tests/bus/{name}" for name in ELSEWHERE)])
         # Python has a futex here: a mixed pair would be one that sleeps in it and one that wakes nobody.
         alone = ["tests/bus/test_doorbell.py", "-k", "not python-c and not c-python"]
         build_and_test(place, alone, CFLAGS="-DRINGLEADER_NO_FUTEX")
+        find_the_mistake(place)
 
 
 if __name__ == "__main__":

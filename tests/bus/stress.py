@@ -165,10 +165,10 @@ def stress(
     ring, bells = Segment.create(f"{me}-ring", ring_size(capacity)), Segment.create(f"{me}-bells", BELLS_SIZE)
     try:
         format_ring(ring.buf, capacity, 1)
+        what = ["--records", str(records), "--seed", str(seed)]
         sides = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.bus.stress", "--as", role, name, ring.name, bells.name]
-                + ["--records", str(records), "--seed", str(seed)],
+                [sys.executable, "-m", "tests.bus.stress", *what, "--as", role, name, ring.name, bells.name],
                 cwd=ROOT,
                 env=environment(),
                 stdout=subprocess.PIPE,
@@ -202,8 +202,9 @@ def main() -> None:
     parser.add_argument("--as", nargs=4, dest="side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        role, *where = arguments.side
-        {"produce": produce, "consume": consume}[role](*where, arguments.records, arguments.seed)
+        role, implementation, ring_name, bells_name = arguments.side
+        run = produce if role == "produce" else consume
+        run(implementation, ring_name, bells_name, arguments.records, arguments.seed)
         return
     both = arguments.producer, arguments.consumer
     records, size, laps, seconds = stress(both, arguments.records, arguments.seed, arguments.ring)
