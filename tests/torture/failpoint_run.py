@@ -275,7 +275,8 @@ class Run:
                 block = self._blocks.block(name)
                 cells = (Field.PID, Field.STATE, Field.SUPERVISED_STATE, Field.RESTARTS, Field.HANDLED)
                 lines.append(f"{name}: {[block.get(cell) for cell in cells]} {block.text(Text.LAST_DEATH)[-300:]!r}")
-        return [*lines, (self.folder / "log").read_text()[-1500:]]
+        log = self.folder / "log"
+        return [*lines, log.read_text()[-1500:] if log.exists() else "no system was started"]
 
     def close(self) -> None:
         self.gone()

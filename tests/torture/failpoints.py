@@ -69,7 +69,8 @@ def _torture_one(
             run.take(group)
         run.finish()
     except Exception as error:
-        verdict.wrong += [f"{type(error).__name__}: {error}", *run.describe()]
+        verdict.wrong.append(f"{type(error).__name__}: {error}")
+        verdict.wrong += run.describe()
     finally:
         run.close()
 
