@@ -3,7 +3,6 @@
 #include "_binding.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "_doorbell_core.h"
 
