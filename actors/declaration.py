@@ -70,6 +70,7 @@ class Declaration:
     groups: list[DeclaredGroup] = field(default_factory=list)
     codecs: list[DeclaredCodec] = field(default_factory=list)
     strategy: Any = "one_for_one"  # of the root
+    preload: Any = ()  # modules
     descriptions: dict[type, HandlerDescription] = field(default_factory=dict)
 
     def describe(self, cls: type[Handler]) -> HandlerDescription:

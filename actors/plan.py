@@ -124,6 +124,7 @@ class Plan:
     limits: Limits
     groups: tuple[Group, ...]  # the root first, parents before their members
     codecs: tuple[tuple[type, Codec], ...] = ()  # the classes that are not encoded as MessagePack
+    preload: tuple[str, ...] = ()  # modules that workers find imported
 
     @cached_property
     def peers(self) -> tuple[str, ...]:

@@ -232,10 +232,12 @@ class WorkerProcess:
             self._words.close()
 
 
-def start_forkserver(preload: Sequence[str] = PRELOAD) -> None:
-    """Make sure that the fork server runs. One that has to be launched for that imports these modules first."""
+def start_forkserver(preload: Sequence[str] | None = None) -> None:
+    """Make sure that the fork server runs. One that has to be launched, now or later, imports these modules first; by
+    default those that were said last, or the runtime."""
     with _guard:
-        _server.preload = (__name__, *preload)
+        if preload is not None or not _server.preload:
+            _server.preload = (__name__, *(PRELOAD if preload is None else preload))
         _server.ensure_running()
 
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ from actors.process_options import ProcessOptions
 from actors.restart import ChildSpec, Restart, Strategy
 from actors.validate import problems
 from actors.validate_options import option_problems
+from actors.validate_preload import preload_problems
 
 if TYPE_CHECKING:
     from actors.events import Observer
@@ -72,6 +74,8 @@ class Topology:
     retain_seconds      and for how long; 0: no such limit. With neither, no history is kept; with both, what either
                         lets go goes
     log_bytes           how much of what workers and supervisor log is kept for `ringleader logs`; 0: nothing
+    preload             modules that are imported once, in the process of which all workers are forks, so that no start
+                        waits for them; not for those that open connections or start threads when imported
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Topology:
         retain_bytes: int = 0,
         retain_seconds: float = 0.0,
         log_bytes: int = 8 << 20,
+        preload: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.durability = durability
@@ -113,7 +118,7 @@ class Topology:
             "retain_seconds": retain_seconds,
             "log_bytes": log_bytes,
         }
-        self._declaration = Declaration(name, durability, numbers, strategy=strategy)
+        self._declaration = Declaration(name, durability, numbers, strategy=strategy, preload=preload)
 
     def worker(self, name: str, /, **handlers: type[Handler] | HandlerSpec) -> None:
         """A process and the handlers it hosts: by name, the class, or its `.spec(...)` where it takes arguments."""
@@ -219,6 +224,7 @@ class Topology:
     def compile(self) -> Plan:
         """Check everything; TopologyError with all the problems, or the plan."""
         found = [*problems(self._declaration), *option_problems(self._declaration, machine())]
+        found += preload_problems(self._declaration, find_spec)
         if not found:
             plan = _plan(self._declaration)
             found = _unshippable(plan)
@@ -296,6 +302,7 @@ def _plan(declaration: Declaration) -> Plan:
         Limits(**declaration.numbers),
         _groups(declaration),
         tuple((one.type, one.codec) for one in declaration.codecs),
+        tuple(declaration.preload),
     )
 
 

@@ -28,7 +28,7 @@ PURE = {
         "declaration", "errors", "exits", "fingerprint", "handler", "handler_policy", "hang", "letter_commands",
         "log_record", "message", "naming", "outgoing", "pause_request", "plan", "process_options", "reasons", "replies",
         "restart", "resume", "sealed", "sends", "shipping", "supervision", "system_errors", "table", "validate",
-        "validate_codecs", "validate_options", "validate_supervision",
+        "validate_codecs", "validate_options", "validate_preload", "validate_supervision",
     },
 }  # fmt: skip
 ACTING = {
