@@ -25,6 +25,8 @@ BELLS = 512
 SENDER_BELL, RECEIVER_BELL, COUNTER = 0, 128, 256
 HIGH_WATER = 100_000  # messages a zmq socket holds; the default of 1,000 makes it slower
 
+LIBRARIES = {"pyzmq PAIR, ipc": ("zmq", "pyzmq"), "faster-fifo": ("faster_fifo", "faster-fifo")}  # kind -> module, package
+
 RINGS: dict[str, tuple[Any, Any]] = {"ring, Python": (PyRing, PyDoorbell)}
 try:
     from bus import _ring
@@ -38,17 +40,22 @@ def missing(kind: str) -> str:
     """Why a kind of channel cannot be measured here; empty if it can."""
     if kind == "ring, C" and kind not in RINGS:
         return "the C ring was not built"
-    if kind == "pyzmq PAIR, ipc" and importlib.util.find_spec("zmq") is None:
-        return "pyzmq is not installed: pip install 'ringleader[bench]'"
+    return "".join(without(*library) for name, library in LIBRARIES.items() if name == kind)
+
+
+def without(module: str, package: str) -> str:
+    """Why there is nothing to measure, if the module cannot be imported; empty if it can."""
+    if importlib.util.find_spec(module) is None:
+        return f"{package} is not installed: pip install 'ringleader[bench]'"
     return ""
 
 
 @contextmanager
-def open_channel(kind: str, scale: Scale, *, both_ways: bool = False) -> Iterator[Any]:
+def open_channel(kind: str, scale: Scale, *, both_ways: bool = False, capacity: int = CAPACITY) -> Iterator[Any]:
     if kind in RINGS or kind == "doorbell":
         with ExitStack() as stack:
-            ring = stack.enter_context(_segment(ring_size(CAPACITY)))
-            format_ring(ring.buf, CAPACITY, 1)
+            ring = stack.enter_context(_segment(ring_size(capacity)))
+            format_ring(ring.buf, capacity, 1)
             yield ring.name, stack.enter_context(_segment(BELLS)).name
     elif kind == "multiprocessing.Pipe":
         ends = CONTEXT.Pipe(duplex=both_ways)
@@ -63,6 +70,10 @@ def open_channel(kind: str, scale: Scale, *, both_ways: bool = False) -> Iterato
         queue = CONTEXT.Queue()
         yield queue
         queue.close()
+    elif kind == "faster-fifo":
+        import faster_fifo
+
+        yield faster_fifo.Queue(capacity)
     else:
         path = scale.directory / f"{secrets.token_hex(4)}.ipc"
         yield f"ipc://{path}"
@@ -81,14 +92,17 @@ def _segment(size: int) -> Iterator[Segment]:
 
 
 @contextmanager
-def sender(kind: str, given: Any, payload: bytes) -> Iterator[Callable[[int], None]]:
-    """A function that sends so many messages."""
+def sender(kind: str, given: Any, payload: bytes, most: int = BATCH) -> Iterator[Callable[[int], None]]:
+    """A function that sends so many messages, up to `most` at once where the channel knows such a thing."""
     if kind in RINGS:
         with _mapped(given[0]) as ring_buffer, _mapped(given[1]) as bells:
             ring, mine, theirs = _ring_end(kind, ring_buffer, bells, SENDER_BELL, RECEIVER_BELL)
-            yield _ring_sender(ring, mine, theirs, payload)
+            yield _ring_sender(ring, mine, theirs, [payload] * most)
             for one in (ring, mine, theirs):
                 one.close()
+        return
+    if kind == "faster-fifo":
+        yield _fifo_sender(given, [payload] * most)
         return
     with _open_send(kind, given) as put:
 
@@ -100,14 +114,17 @@ def sender(kind: str, given: Any, payload: bytes) -> Iterator[Callable[[int], No
 
 
 @contextmanager
-def receiver(kind: str, given: Any) -> Iterator[Callable[[], int]]:
+def receiver(kind: str, given: Any, most: int = BATCH) -> Iterator[Callable[[], int]]:
     """A function that waits for messages, takes one or more, and says how many."""
     if kind in RINGS:
         with _mapped(given[0]) as ring_buffer, _mapped(given[1]) as bells:
             ring, mine, theirs = _ring_end(kind, ring_buffer, bells, RECEIVER_BELL, SENDER_BELL)
-            yield _ring_receiver(ring, mine, theirs)
+            yield _ring_receiver(ring, mine, theirs, most)
             for one in (ring, mine, theirs):
                 one.close()
+        return
+    if kind == "faster-fifo":
+        yield lambda: len(given.get_many(block=True, timeout=PATIENCE, max_messages_to_get=most))
         return
     with _open_receive(kind, given) as get:
 
@@ -152,33 +169,43 @@ def _ring_end(kind: str, ring_buffer: memoryview, bells: memoryview, mine: int, 
     return ring(ring_buffer), bell(bells, mine), bell(bells, theirs)
 
 
-def _ring_sender(ring: Any, mine: Any, theirs: Any, payload: bytes) -> Callable[[int], None]:
-    batch = [payload] * BATCH
-
+def _ring_sender(ring: Any, mine: Any, theirs: Any, batch: list[bytes]) -> Callable[[int], None]:
     def send(count: int) -> None:
         while count:
-            pushed = ring.push_many(batch if count >= BATCH else batch[:count])
+            pushed = ring.push_many(batch if count >= len(batch) else batch[:count])
             if pushed:
                 theirs.ring()
                 count -= pushed
             else:
-                _wait(mine, lambda: ring.used() <= CAPACITY // 2)
+                _wait(mine, lambda: ring.used() <= ring.capacity // 2)
 
     return send
 
 
-def _ring_receiver(ring: Any, mine: Any, theirs: Any) -> Callable[[], int]:
+def _ring_receiver(ring: Any, mine: Any, theirs: Any, most: int) -> Callable[[], int]:
+    capacity = ring.capacity
+
     def receive() -> int:
         while True:
-            records = ring.take_many(BATCH, CAPACITY)
+            records = ring.take_many(most, capacity)
             if records:
                 ring.release()
-                if ring.used() <= CAPACITY // 2:  # not for each crumb of room
+                if ring.used() <= capacity // 2:  # not for each crumb of room
                     theirs.ring()
                 return len(records)
             _wait(mine, lambda: ring.pending() > 0)
 
     return receive
+
+
+def _fifo_sender(queue: Any, batch: list[bytes]) -> Callable[[int], None]:
+    def send(count: int) -> None:
+        while count:
+            part = batch if count >= len(batch) else batch[:count]
+            queue.put_many(part, block=True, timeout=PATIENCE)
+            count -= len(part)
+
+    return send
 
 
 def _wait(bell: Any, ready: Callable[[], bool]) -> None:

@@ -3,7 +3,8 @@
     case     one thing that is measured; `run` measures it once and returns its series
     series   named measurements of one run: a single rate, say, or the latency of every round trip
     figure   one number made of a series over all runs, and its unit
-    group    the cases that are compared with each other; its first case of ours is what peers are compared with
+    group    the cases that are compared with each other; its first case of ours is what peers are compared with, but
+             for those that name another one (`versus`)
 
 A figure is the median, over the runs, of a quantile of each run's series; a pooled one is the quantile over the
 measurements of all runs together, for what is too rare to have quantiles in a single run.
@@ -77,6 +78,7 @@ class Case:
     figures: tuple[Figure, ...] = (RATE,)
     ours: bool = False
     missing: str = ""  # why it cannot be measured here
+    versus: str = ""  # name of the case of ours, in the same group, that this peer is compared with
 
     @property
     def key(self) -> str:
@@ -93,6 +95,7 @@ class Outcome(msgspec.Struct, frozen=True):
     figures: dict[str, Summary]
     ratios: dict[str, float]  # figure -> how many times better ours is
     samples: list[dict[str, list[float]]]  # run by run
+    versus: str = ""  # key of the case of ours that the ratios are to
 
 
 @dataclass
@@ -115,20 +118,23 @@ def quantile(values: Sequence[float], q: float) -> float:
 def outcomes(sampled: Iterable[Sampled]) -> list[Outcome]:
     found = list(sampled)
     figures = {one.case.key: {f.name: f.of(one.runs) for f in one.case.figures} for one in found if one.runs}
-    reference: dict[str, Case] = {}
+    reference: dict[str, str] = {}
     for one in found:
         if one.case.ours and one.runs:
-            reference.setdefault(one.case.group, one.case)
+            reference.setdefault(one.case.group, one.case.key)
     results = []
     for one in found:
         case, ratios = one.case, {}
-        ours = reference.get(case.group)
+        versus = f"{case.group}/{case.versus}" if case.versus else reference.get(case.group, "")
         mine = figures.get(case.key, {})
-        if ours is not None and not case.ours:
+        if not case.ours:
             for figure in case.figures:
-                if figure.name in mine and figure.name in figures[ours.key]:
-                    a, b = figures[ours.key][figure.name].value, mine[figure.name].value
+                if figure.name in mine and figure.name in figures.get(versus, {}):
+                    a, b = figures[versus][figure.name].value, mine[figure.name].value
                     ratios[figure.name] = b / a if figure.less_is_better else a / b
         samples = [{name: list(values) for name, values in run.items()} for run in one.runs]
-        results.append(Outcome(case.group, case.name, case.ours, case.missing or one.failed, mine, ratios, samples))
+        why = case.missing or one.failed
+        results.append(
+            Outcome(case.group, case.name, case.ours, why, mine, ratios, samples, versus if ratios else "")
+        )
     return results

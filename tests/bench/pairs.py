@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,10 +29,19 @@ class SideFailed(Exception):
 
 def run_pair(first: tuple[Side, tuple[Any, ...]], second: tuple[Side, tuple[Any, ...]], timeout: float) -> list[Any]:
     """What the two sides returned. Raises SideFailed."""
+    return run_sides((first, second), timeout)
+
+
+def run_alone(side: Side, args: tuple[Any, ...], timeout: float) -> Any:
+    """The same with a single process, for what brings its own others along."""
+    return run_sides(((side, args),), timeout)[0]
+
+
+def run_sides(sides: Sequence[tuple[Side, tuple[Any, ...]]], timeout: float) -> list[Any]:
     deadline = time.monotonic() + timeout
     links, processes = [], []
     try:
-        for side, args in (first, second):
+        for side, args in sides:
             link, theirs = CONTEXT.Pipe()
             process = CONTEXT.Process(target=_run, args=(theirs, side, args), daemon=True)
             process.start()

@@ -17,11 +17,12 @@ import msgspec
 from rich.console import Console
 
 from actors.process import stop_forkserver
-from tests.bench import intersession, journals, machine, report, systems, transports
+from tests.bench import catalogue, machine, report, targets
 from tests.bench.measure import Case, Sampled, Scale, outcomes
 
 RUNS = 5
 QUICK = 0.05  # of the counts, in a smoke run
+INTERRUPTED = 130  # exit status
 
 
 def measure(cases: Sequence[Case], scale: Scale, runs: int, say: Callable[[str], None]) -> list[Sampled]:
@@ -40,28 +41,28 @@ def measure(cases: Sequence[Case], scale: Scale, runs: int, say: Callable[[str],
     return sampled
 
 
-def cases() -> list[Case]:
-    """All of them, in the order in which they are measured. Another module of cases joins here."""
-    return transports.cases() + systems.cases() + journals.cases() + intersession.cases()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0, or 1 if a case failed although everything for it is there."""
+    """Returns 0, or 1 if a case failed although everything for it is there; 130 after an interrupt."""
     options = _options(arguments)
-    chosen = [case for case in cases() if not options.only or any(text in case.key for text in options.only)]
+    chosen = catalogue.chosen(options.only, options.skip)
     if options.list:
         print("\n".join(case.key for case in chosen))
         return 0
     at, began, load = datetime.now(UTC), time.monotonic(), [machine.load()]
     progress = Console(stderr=True)
-    with tempfile.TemporaryDirectory(prefix="ringleader-bench-", dir=options.directory) as directory:
-        here = machine.machine(Path(directory))
-        scale = Scale(Path(directory), options.fraction, options.timeout)
-        with progress.status("") as status:
-            say = status.update if progress.is_terminal else progress.print
-            sampled = measure(chosen, scale, options.runs, say)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ringleader-bench-", dir=options.directory) as directory:
+            here = machine.machine(Path(directory))
+            scale = Scale(Path(directory), options.fraction, options.timeout)
+            with progress.status("") as status:
+                say = status.update if progress.is_terminal else progress.print
+                sampled = measure(chosen, scale, options.runs, say)
+    except KeyboardInterrupt:  # whatever was started has been stopped on the way here
+        progress.print("interrupted: nothing was written")
+        return INTERRUPTED
+    finally:
+        stop_forkserver()
     load.append(machine.load())
-    stop_forkserver()
     found = outcomes(sampled)
     results = report.Results(
         at=at.isoformat(timespec="seconds"),
@@ -72,13 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options={"runs": options.runs, "fraction": options.fraction},
         load=load,
         cases=found,
-        floors=report.verdicts(found),
+        floors=targets.verdicts(found),
     )
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{at:%Y-%m-%dT%H%M%S.%f}.json"
     path.write_bytes(msgspec.json.encode(results))
-    Console(width=None if sys.stdout.isatty() else 140).print(report.table(found))
-    print("\n".join([*report.lines(results.floors), "", f"load {load[0]:.1f} to {load[1]:.1f}, every sample: {path}"]))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(report.table(found))
+    console.print(report.ratios(found))
+    print("\n".join([*targets.lines(results.floors), "", f"load {load[0]:.1f} to {load[1]:.1f}, every sample: {path}"]))
     return int(any(one.failed for one in sampled))
 
 
@@ -88,6 +91,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a smoke run: everything once, with small counts")
     parser.add_argument("--fraction", type=float, default=None, help=f"of the usual counts (1; quick: {QUICK})")
     parser.add_argument("--only", action="append", metavar="TEXT", help="cases with this in their name; repeatable")
+    parser.add_argument("--skip", action="append", metavar="TEXT", help="not those with this in their name; repeatable")
     parser.add_argument("--list", action="store_true", help="name the cases and end")
     parser.add_argument("--directory", type=Path, help="where journals are made; its disk is what `power` waits for")
     parser.add_argument("--output", type=Path, default=Path("bench-results"), help="directory of the JSON output")

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import os
-import secrets
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-import msgspec
-import psutil
-
-from actors import ExitStatus, System, Topology
+from actors import Handler, Message, Topology
 from actors.process import stop_forkserver
 from bus import Field
 from tests.bench.handlers import Back, Ball, Begin, Idler, Note, Returner, Server, Sink, Source, Tick, Token, Victim
 from tests.bench.measure import P50, P99, RATE, Case, Figure, Scale, Series
+from tests.bench.running import SystemFailed, collect, cpu, kills_are_not_news, one_of, place_for, running, until
 from tests.bench.transports import COLD_PAUSE, COLD_TRIPS, COLD_WARMUP, HOT_TRIPS, HOT_WARMUP
 
 LEVELS = ("memory", "process", "power")
@@ -32,85 +26,42 @@ WORKERS = 8
 IDLE_SECONDS, SETTLED_AFTER = 10.0, 1.0
 
 
-class SystemFailed(Exception):
-    """The system under measurement ended, or took too long."""
-
-
-@contextmanager
-def _place(scale: Scale) -> Iterator[Path]:
-    """An empty directory for one run."""
-    place = scale.directory / secrets.token_hex(4)
-    place.mkdir(mode=0o700)
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def _running(app: Topology) -> Iterator[System]:
-    """Started, and stopped cleanly: a benchmark that lost a message is an error, not a figure."""
-    with app.start() as system:
-        yield system
-        status = system.stop()
-        if status is not ExitStatus.OK:
-            raise SystemFailed(f"it ended with status {int(status)}: {system.reason}")
-
-
-@contextmanager
-def _kills_are_not_news() -> Iterator[None]:
-    log = logging.getLogger("ringleader")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
-def _until(ready: Callable[[], bool], system: System, scale: Scale, every: float = 0.01) -> None:
-    """Waits, looking so rarely that it takes nothing from what is measured."""
-    deadline = time.monotonic() + scale.timeout
-    while not ready():
-        if time.monotonic() > deadline:
-            raise SystemFailed(f"nothing came within {scale.timeout} s")
-        try:
-            system.join(0.0)
-        except TimeoutError:
-            time.sleep(every)
-        else:
-            raise SystemFailed(f"it ended: {system.reason}")
-
-
-def _collect(path: Path, system: System, scale: Scale) -> dict[str, float | list[float]]:
-    _until(path.exists, system, scale)
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, float | list[float]])
-
-
 # ------------------------------------------------------------------------------------------------ one way
-def tell(level: str, scale: Scale) -> Series:
-    """One handler sends messages of three fields to one in another worker, which takes them one by one.
+class Form(NamedTuple):
+    """A way to send and to handle: of `source` and `sink` the arguments are those of `Source` and `Sink`."""
+
+    name: str
+    message: type[Message]
+    source: type[Handler]
+    sink: type[Handler]
+
+
+FORMS = (Form("", Tick, Source, Sink),)  # a new one is a row for each level, named `LEVEL` and what its name says
+
+
+def tell(level: str, form: Form, scale: Scale) -> Series:
+    """One handler sends messages of three fields to one in another worker.
 
     The rate is seen by the receiver: from when it handles the first to when it handles the last. The processor time of
     both workers' processes is read at about the same moments.
     """
     count = -(-scale.count(TELLS, 1_000) // 256) * 256
-    with _place(scale) as place:
+    with place_for(scale) as place:
         sent, handled = place / "sent", place / "handled"
         app = Topology("bench-tell", directory=place / "run", durability=level)
-        app.worker("left", source=Source.spec(count, sent))
-        app.worker("right", sink=Sink.spec(count, handled))
-        app.route("source", Tick, to="sink")
+        app.worker("left", source=form.source.spec(count, sent))
+        app.worker("right", sink=form.sink.spec(count, handled))
+        app.route("source", form.message, to="sink")
         app.external("source", Begin)
-        with _running(app) as system:
+        with running(app) as system:
             system.send("source", Begin())
-            receiver, sender = _collect(handled, system, scale), _collect(sent, system, scale)
+            receiver, sender = collect(handled, system, scale), collect(sent, system, scale)
     if receiver["last"] != count - 1:
         raise SystemFailed(f"message {receiver['last']} came last of {count}")
     return {
-        "rate": [(count - 1) / _number(receiver["seconds"])],
-        "sender": [_number(sender["cpu_ns"]) / count],
-        "receiver": [_number(receiver["cpu_ns"]) / count],
+        "rate": [(count - 1) / one_of(receiver["seconds"])],
+        "sender": [one_of(sender["cpu_ns"]) / count],
+        "receiver": [one_of(receiver["cpu_ns"]) / count],
     }
 
 
@@ -118,7 +69,7 @@ def tell(level: str, scale: Scale) -> Series:
 def round_trip(level: str, pause: float, scale: Scale) -> Series:
     """Microseconds from a handler's send to its handling of the answer, which a handler of another worker sends."""
     trips, warmup = (COLD_TRIPS, COLD_WARMUP) if pause else (HOT_TRIPS, HOT_WARMUP)
-    with _place(scale) as place:
+    with place_for(scale) as place:
         path = place / "trips"
         app = Topology("bench-trip", directory=place / "run", durability=level)
         app.worker("left", server=Server.spec(scale.count(trips, 5), warmup, pause, path))
@@ -126,9 +77,9 @@ def round_trip(level: str, pause: float, scale: Scale) -> Series:
         app.route("server", Ball, to="returner")
         app.route("returner", Back, to="server")
         app.external("server", Begin)
-        with _running(app) as system:
+        with running(app) as system:
             system.send("server", Begin())
-            measured = _collect(path, system, scale)["trips"]
+            measured = collect(path, system, scale)["trips"]
     assert isinstance(measured, list)
     return {"trips": measured}
 
@@ -139,7 +90,7 @@ def kill(scale: Scale) -> Series:
 
     The kills are so far apart that each restart is a first one: no backoff is measured.
     """
-    with _place(scale) as place:
+    with place_for(scale) as place:
         note = Note(place / "note")
         app = Topology("bench-kill", directory=place / "run", max_restarts=1_000_000, restart_period=BETWEEN_KILLS / 3)
         app.worker("left", source=Source.spec(math.inf, place / "sent", STEADY, STEADY_PAUSE))
@@ -147,7 +98,7 @@ def kill(scale: Scale) -> Series:
         app.route("source", Tick, to="victim")
         app.external("source", Begin)
         measured: list[float] = []
-        with _kills_are_not_news(), _running(app) as system:
+        with kills_are_not_news(), running(app) as system:
             system.send("source", Begin())
             pid = 0
             for _ in range(scale.count(KILLS, 2) + 1):
@@ -156,7 +107,7 @@ def kill(scale: Scale) -> Series:
                     killed = time.monotonic_ns()
                     os.kill(pid, signal.SIGKILL)
                 before = pid
-                _until(lambda: note.read()[1] not in {0, before}, system, scale, 0.001)  # noqa: B023
+                until(lambda: note.read()[1] not in {0, before}, system, scale, 0.001)  # noqa: B023
                 at, pid = note.read()
                 if before:
                     measured.append((at - killed) / 1e6)
@@ -179,28 +130,20 @@ def _many(place: Path) -> Topology:
 
 def idle(scale: Scale) -> Series:
     """Percent of one processor that eight workers take together, and their supervisor, while there is nothing to do."""
-    with _place(scale) as place, _running(_many(place)) as system:
+    with place_for(scale) as place, running(_many(place)) as system:
         system.send("idler0", Token(WORKERS))
         time.sleep(min(SETTLED_AFTER, scale.seconds(IDLE_SECONDS, 0.3)))
         pids = [system.block(worker.name).get(Field.PID) for worker in system.plan.workers]
-        began, before, own = time.monotonic(), [_cpu(pid) for pid in pids], time.process_time()
+        began, before, own = time.monotonic(), [cpu(pid) for pid in pids], time.process_time()
         time.sleep(scale.seconds(IDLE_SECONDS, 0.6))
-        after, own = [_cpu(pid) for pid in pids], time.process_time() - own
+        after, own = [cpu(pid) for pid in pids], time.process_time() - own
         elapsed = time.monotonic() - began
+    workers = 100 * (sum(after) - sum(before)) / elapsed
     return {
-        "workers": [100 * (sum(after) - sum(before)) / elapsed],
+        "workers": [workers],
+        "each": [workers / WORKERS],
         "supervisor": [100 * own / elapsed],  # the main thread slept
     }
-
-
-def _cpu(pid: int) -> float:
-    """Seconds of processor time that all threads of a process had so far."""
-    try:
-        tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
-    except (OSError, IndexError, ValueError):
-        times = psutil.Process(pid).cpu_times()  # only to hundredths of a second
-        return float(times.user + times.system)
 
 
 def start(scale: Scale) -> Series:
@@ -208,7 +151,7 @@ def start(scale: Scale) -> Series:
     stop_forkserver()
     measured = []
     for _ in range(2):
-        with _place(scale) as place:
+        with place_for(scale) as place:
             app = _many(place)
             began = time.monotonic()
             with app.start():
@@ -216,21 +159,24 @@ def start(scale: Scale) -> Series:
     return {"first": measured[:1], "again": measured[1:]}
 
 
-def _number(value: float | list[float]) -> float:
-    assert not isinstance(value, list)
-    return value
-
-
 def cases() -> list[Case]:
-    cpu = (Figure("sender CPU", "sender", "ns/msg"), Figure("receiver CPU", "receiver", "ns/msg"))
-    found = [Case("tell, 3 fields", level, functools.partial(tell, level), (RATE, *cpu), ours=True) for level in LEVELS]
+    times = (Figure("sender CPU", "sender", "ns/msg"), Figure("receiver CPU", "receiver", "ns/msg"))
+    found = [
+        Case("tell, 3 fields", level + form.name, functools.partial(tell, level, form), (RATE, *times), ours=True)
+        for form in FORMS
+        for level in LEVELS
+    ]
     for pause, title in ((0.0, "round trip, hot"), (COLD_PAUSE, "round trip, cold")):
         for level in ("process", "memory"):
             run = functools.partial(round_trip, level, pause)
             found.append(Case(title, f"handlers, {level}", run, (P50, P99), ours=True))
     p50, p99 = (Figure(f"p{q}", "kills", "ms", q / 100, pooled=True) for q in (50, 99))
     found.append(Case("kill to next message", "process", kill, (p50, p99), ours=True))
-    together = (Figure("CPU of the workers", "workers", "%"), Figure("CPU of the supervisor", "supervisor", "%"))
+    together = (
+        Figure("CPU of the workers", "workers", "%"),
+        Figure("CPU of each worker", "each", "%"),
+        Figure("CPU of the supervisor", "supervisor", "%"),
+    )
     found.append(Case(f"{WORKERS} idle workers", "process", idle, together, ours=True))
     times = (Figure("first in a program", "first", "ms"), Figure("again", "again", "ms"))
     found.append(Case(f"start of {WORKERS} workers", "process", start, times, ours=True))

@@ -6,7 +6,7 @@ import functools
 import time
 from typing import Any
 
-from tests.bench.channels import endpoint, missing, open_channel, receiver, sender
+from tests.bench.channels import BATCH, CAPACITY, endpoint, missing, open_channel, receiver, sender
 from tests.bench.measure import P50, P99, Case, Scale, Series
 from tests.bench.pairs import Meet, run_pair
 
@@ -22,29 +22,34 @@ ONE_WAY = {
     "multiprocessing.Queue": 50_000,
     "multiprocessing.SimpleQueue": 50_000,
     "multiprocessing.Pipe": 100_000,
+    "faster-fifo": 100_000,
 }
+BATCHES = (1, 8, 64)  # beside BATCH
 TRIPS = ("doorbell", "multiprocessing.Pipe", "pyzmq PAIR, ipc")
 
 
-def one_way(kind: str, size: int, scale: Scale) -> Series:
+def one_way(
+    kind: str, size: int, scale: Scale, *, count: int = 0, most: int = BATCH, capacity: int = CAPACITY
+) -> Series:
     """Messages per second, seen by the receiver: from when it has the first to when it has the last."""
-    count = scale.count(ONE_WAY[kind], 2_000)
-    with open_channel(kind, scale) as given:
+    count = scale.count(count or ONE_WAY[kind], min(2_000, count or 2_000))
+    with open_channel(kind, scale, capacity=capacity) as given:
         (received, elapsed), _ = run_pair(
-            (_receive, (kind, given, count)), (_send, (kind, given, size, count)), scale.timeout
+            (_receive, (kind, given, count, most)), (_send, (kind, given, size, count, most)), scale.timeout
         )
-    return {"rate": [received / elapsed]}
+    rate = received / elapsed
+    return {"rate": [rate], "bytes": [rate * size / 1e9]}
 
 
-def _send(meet: Meet, kind: str, given: Any, size: int, count: int) -> None:
-    with sender(kind, given, bytes(range(256)) * (size // 256) + bytes(size % 256)) as send:
+def _send(meet: Meet, kind: str, given: Any, size: int, count: int, most: int) -> None:
+    with sender(kind, given, bytes(range(256)) * (size // 256) + bytes(size % 256), most) as send:
         meet()
         send(count)
         meet()
 
 
-def _receive(meet: Meet, kind: str, given: Any, count: int) -> tuple[int, float]:
-    with receiver(kind, given) as receive:
+def _receive(meet: Meet, kind: str, given: Any, count: int, most: int) -> tuple[int, float]:
+    with receiver(kind, given, most) as receive:
         meet()
         first = received = receive()
         began = time.monotonic()
@@ -98,6 +103,10 @@ def cases() -> list[Case]:
         for kind in ONE_WAY:
             run = functools.partial(one_way, kind, size)
             found.append(Case(title, kind, run, ours=kind == "ring, C", missing=missing(kind)))
+    for most in BATCHES:
+        for kind, count in (("ring, C", 400_000), ("faster-fifo", 40_000)):
+            run = functools.partial(one_way, kind, 64, count=count if most == 1 else 3 * count, most=most)
+            found.append(Case(f"raw, 64 B, batches of {most}", kind, run, ours=kind == "ring, C", missing=missing(kind)))
     for pause, title in ((0.0, "round trip, hot"), (COLD_PAUSE, "round trip, cold")):
         for kind in TRIPS:
             run = functools.partial(round_trip, kind, pause)
