@@ -41,13 +41,7 @@ FLOORS = (
     Floor("tell at process, msg/s", f"{_TELL}/process", "rate", 2 * MILLION),
     Floor("tell at process, batch handler, msg/s", f"{_TELL}/process, batch handler", "rate", 2_500_000),
     Floor("tell at power, msg/s", f"{_TELL}/power", "rate", MILLION),
-    _most(
-        "one message alone at power, times a bare fdatasync",
-        "one message alone, power/send",
-        "p50",
-        2,
-        "one message alone, power/bare fdatasync (floor): p50",
-    ),
+    _most("one message alone at power, times a bare fdatasync", "one message alone, power/send", "times bare", 2),
     Floor(
         "chain of four, hops per core used, times the pair's",
         "chain of workers, process/4 workers",
