@@ -13,8 +13,8 @@ MODULES = (
     "shapes",
     "payloads",
     "commits",
-    # "actor_peers",
-    # "brokers",
+    "actor_peers",
+    "brokers",
     "journals",
     "intersession",
 )
