@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
 import shutil
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -55,6 +58,8 @@ class Counter:
             self.complete.set()
 
     def rate(self) -> float:
+        if self.seen != self.count:
+            raise ValueError(f"{self.seen} of {self.count} messages came")
         return (self.count - 1) / (self.ended - self.began)
 
 
@@ -72,7 +77,7 @@ def ask(kind: str, scale: Scale) -> Series:
 
 # ------------------------------------------------------------------------------------------------ Ray
 class RayCounter(Counter):
-    """Ray keeps the order of one caller, so the rate is known when the last one is asked for."""
+    """Ray keeps the order of one caller's calls: the rate is known when the same caller asks for it at last."""
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
@@ -80,10 +85,14 @@ class RayCounter(Counter):
 
 
 class RaySource:
-    def run(self, counter: Any, count: int) -> None:
+    def run(self, counter: Any, count: int) -> float:
+        import ray
+
         take = counter.take.remote
         for number in range(count):
             take(Quote("RNGL", 101.25, number))
+        rate: float = ray.get(counter.rate.remote(), timeout=PATIENCE)
+        return rate
 
 
 class Echo:
@@ -96,9 +105,11 @@ def _ray() -> Iterator[Any]:
     """A cluster of this machine alone, with its files in a directory with a short name (it makes sockets there)."""
     os.environ["PYTHONPATH"] = str(ROOT)  # its workers import this module
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ["RAY_AUTH_MODE"] = "token"  # nobody else on this machine is to give it work
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # or it would leave one in the home directory
     import ray
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what is below
     place = tempfile.mkdtemp(prefix="ray-")
     try:
         ray.init(
@@ -121,8 +132,7 @@ def _ray_tell(meet: Meet, count: int) -> float:
     meet()
     with _ray() as ray:
         counter, source = ray.remote(RayCounter).remote(count), ray.remote(RaySource).remote()
-        ray.get(source.run.remote(counter, count), timeout=PATIENCE)
-        rate: float = ray.get(counter.rate.remote(), timeout=PATIENCE)
+        rate: float = ray.get(source.run.remote(counter, count), timeout=PATIENCE)
     meet()
     return rate
 
@@ -192,7 +202,5 @@ def cases() -> list[Case]:
     for kind, missing in ((RAY, without("ray", "ray")), (PYKKA, without("pykka", "pykka"))):
         run, again = functools.partial(tell, kind), functools.partial(ask, kind)
         found.append(Case("tell, 3 fields", kind, run, (RATE,), missing=missing, versus="memory"))
-        found.append(
-            Case("round trip, hot", kind, again, (P50, P99), missing=missing, versus="handlers, memory")
-        )
+        found.append(Case("round trip, hot", kind, again, (P50, P99), missing=missing, versus="handlers, memory"))
     return found

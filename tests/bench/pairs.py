@@ -10,6 +10,7 @@ pair stays.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")  # as workers are started: forked from a small process, quickly
 CONTEXT.set_forkserver_preload(["tests.bench.transports"])
+
+GRACE = 10.0  # seconds
 
 Meet = Callable[[], None]
 Side = Callable[..., Any]
@@ -61,6 +64,9 @@ def run_sides(sides: Sequence[tuple[Side, tuple[Any, ...]]], timeout: float) -> 
         return results
     finally:
         for process in processes:
+            process.terminate()  # who has started something more of its own ends that first
+        for process in processes:
+            process.join(GRACE)
             process.kill()
             process.join()
             process.close()
@@ -81,6 +87,8 @@ def _expect(link: Connection[Any, Any], deadline: float) -> Any:
 
 
 def _run(link: Connection[Any, Any], side: Side, args: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is typed at a terminal ends the benchmark, and that its sides
+
     def meet() -> None:
         link.send(("here", None))
         link.recv()

@@ -63,7 +63,7 @@ def cases() -> list[Case]:
     found = []
     for size, count in SIZES.items():
         group = f"payload, {TITLES[size]}"
-        for level in ("memory", "process"):
+        for level in ("memory", "process", "power") if size == min(SIZES) else ("memory", "process"):
             found.append(Case(group, level, functools.partial(payload, level, size), figures, ours=True))
         if size <= 1 << 10:
             continue  # the raw ones are a group of their own

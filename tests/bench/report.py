@@ -35,7 +35,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     _numbers(shown, "median", "lowest", "highest")
     shown.add_column("unit")
     group = ""
-    for one in sorted(outcomes, key=lambda one: [other.group for other in outcomes].index(one.group)):
+    for one in _by_group(outcomes):
         if one.group != group:
             shown.add_section()
         name, style = one.name, "bold" if one.ours else None
@@ -57,7 +57,7 @@ def ratios(outcomes: Sequence[Outcome]) -> Table:
     shown.add_column("times", justify="right", style="bold")
     by_key = {f"{one.group}/{one.name}": one for one in outcomes}
     group = ""
-    for one in outcomes:
+    for one in _by_group(outcomes):
         if one.ours or not (one.ratios or one.skipped):
             continue
         if one.group != group:
@@ -74,6 +74,12 @@ def ratios(outcomes: Sequence[Outcome]) -> Table:
             shown.add_row(title, name, peer, figure, *numbers)
             title = name = peer = ""
     return shown
+
+
+def _by_group(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Modules of cases share groups."""
+    groups = [one.group for one in outcomes]
+    return sorted(outcomes, key=lambda one: groups.index(one.group))
 
 
 def _table(title: str, *columns: str) -> Table:
