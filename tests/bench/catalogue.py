@@ -11,6 +11,7 @@ MODULES = (
     "transports",
     "systems",
     "shapes",
+    "stages",
     "payloads",
     "commits",
     "actor_peers",

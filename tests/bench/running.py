@@ -69,6 +69,11 @@ def until(ready: Callable[[], bool], system: System, scale: Scale, every: float 
 
 def collect(path: Path, system: System, scale: Scale) -> dict[str, float | list[float]]:
     until(path.exists, system, scale)
+    return left_in(path)
+
+
+def left_in(path: Path) -> dict[str, float | list[float]]:
+    """What a handler has left there."""
     return msgspec.json.decode(path.read_bytes(), type=dict[str, float | list[float]])
 
 
