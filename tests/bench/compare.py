@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress.print("interrupted")
         return INTERRUPTED
     except CompareFailed as error:
-        progress.print(f"error: {error}", style="red", markup=False)
+        progress.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table(found, options.base))

@@ -20,13 +20,11 @@ PATIENCE = 5.0  # seconds; a server that takes longer to end is killed
 
 
 def main(directory: Path, command: list[str]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     try:
         with (directory / LOG).open("wb") as log:
-            server = subprocess.Popen(
-                command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, restore_signals=True
-            )
+            server = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # not before: the server would ignore them, too
+            signal.signal(number, signal.SIG_IGN)
         try:
             sys.stdin.buffer.read()
         finally:
