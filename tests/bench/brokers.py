@@ -78,7 +78,7 @@ def _redis_consume(meet: Meet, port: int, form: str, count: int) -> tuple[int, f
         def receive() -> int:
             found: Any = client.xreadgroup(GROUP, "one", {STREAM: ">"}, count=BATCH, block=int(PATIENCE * 500))
             ((_, entries),) = found.items() if isinstance(found, dict) else found
-            for entry, fields in entries:
+            for _, fields in entries:
                 take(fields[b"m"])
             client.xack(STREAM, GROUP, *(entry for entry, _ in entries))
             return len(entries)

@@ -25,7 +25,10 @@ BELLS = 512
 SENDER_BELL, RECEIVER_BELL, COUNTER = 0, 128, 256
 HIGH_WATER = 100_000  # messages a zmq socket holds; the default of 1,000 makes it slower
 
-LIBRARIES = {"pyzmq PAIR, ipc": ("zmq", "pyzmq"), "faster-fifo": ("faster_fifo", "faster-fifo")}  # kind -> module, package
+LIBRARIES = {
+    "pyzmq PAIR, ipc": ("zmq", "pyzmq"),
+    "faster-fifo": ("faster_fifo", "faster-fifo"),
+}  # kind -> module, package
 
 RINGS: dict[str, tuple[Any, Any]] = {"ring, Python": (PyRing, PyDoorbell)}
 try:

@@ -100,7 +100,7 @@ def send(scale: Scale) -> Series:
 
 
 def travel(scale: Scale) -> Series:
-    """Microseconds from a handler's send to its handling in another worker: one fdatasync and one wake-up on the way."""
+    """Microseconds from a handler's send to its handling in another worker: a fdatasync and a wake-up on the way."""
     rounds = scale.count(ROUNDS, 5) + WARMUP
     with place_for(scale) as place:
         path = place / "trips"

@@ -32,7 +32,13 @@ class Plot:
 
 def plots(outcomes: Sequence[Outcome]) -> list[Plot]:
     """Those for which anything was measured."""
-    found = [_sizes(outcomes, False), _sizes(outcomes, True), _batches(outcomes), _latency(outcomes), _workers(outcomes)]
+    found = [
+        _sizes(outcomes, False),
+        _sizes(outcomes, True),
+        _batches(outcomes),
+        _latency(outcomes),
+        _workers(outcomes),
+    ]
     return [one for one in found if one.curves]
 
 
@@ -72,7 +78,7 @@ def _batches(outcomes: Sequence[Outcome]) -> Plot:
     points: dict[str, list[tuple[float, float]]] = {}
     ours: set[str] = set()
     for one, rate in _measured(outcomes, "rate"):
-        raw, _, most = one.group.partition("batches of ")
+        _, _, most = one.group.partition("batches of ")
         if one.group.endswith("by transaction"):
             level = one.group.split()[3].rstrip(",")
             label, size = f"handlers, {level}, in one transaction", int(one.name.split()[0])

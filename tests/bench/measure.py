@@ -134,7 +134,5 @@ def outcomes(sampled: Iterable[Sampled]) -> list[Outcome]:
                     ratios[figure.name] = b / a if figure.less_is_better else a / b
         samples = [{name: list(values) for name, values in run.items()} for run in one.runs]
         why = case.missing or one.failed
-        results.append(
-            Outcome(case.group, case.name, case.ours, why, mine, ratios, samples, versus if ratios else "")
-        )
+        results.append(Outcome(case.group, case.name, case.ours, why, mine, ratios, samples, versus if ratios else ""))
     return results

@@ -43,10 +43,17 @@ def batches(level: str, most: int, scale: Scale) -> Series:
 def _blobs(
     level: str, size: int, call: int, count: int, pause: float | None, scale: Scale, *, batch: int = 2048
 ) -> Series:
-    large = {"ring_bytes": RING_OF_LARGE, "max_message_bytes": RING_OF_LARGE // 4} if size >= LARGE else {}
+    ring = RING_OF_LARGE if size >= LARGE else RING
     with place_for(scale) as place:
         path = place / "handled"
-        app = Topology("bench-blobs", directory=place / "run", durability=level, batch=batch, **large)
+        app = Topology(
+            "bench-blobs",
+            directory=place / "run",
+            durability=level,
+            ring_bytes=ring,
+            max_message_bytes=ring // 4,
+            batch=batch,
+        )
         app.worker("left", source=BlobSource.spec(count, size, call, pause))
         app.worker("right", sink=BlobSink.spec(count, size, path))
         app.route("source", Blob, to="sink")

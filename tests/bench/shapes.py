@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -36,9 +37,9 @@ def chain(workers: int, scale: Scale) -> Series:
         app = Topology("bench-chain", directory=place / "run")
         names = ["source", *(f"relay{number}" for number in range(workers - 2)), "sink"]
         for name in names:
-            kind = {"source": Source, "sink": Sink}.get(name, Relay)
-            app.worker(f"worker-{name}", **{name: kind.spec(count, place / name)})
-        for name, following in zip(names, names[1:], strict=False):
+            specs = {"source": Source.spec, "sink": Sink.spec}
+            app.worker(f"worker-{name}", **{name: specs.get(name, Relay.spec)(count, place / name)})
+        for name, following in pairwise(names):
             app.route(name, Tick, to=following)
         app.external("source", Begin)
         with running(app) as system:

@@ -81,7 +81,7 @@ def _cost(work: Callable[[Any], object], things: Sequence[object], repeat: int =
         for thing in things:
             work(thing)
         called = time.thread_time_ns()
-        for thing in things:
+        for _ in things:
             pass
         times.append(2 * called - began - time.thread_time_ns())
     return min(times) / len(things)

@@ -7,10 +7,12 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from actors import Handler, Message, Topology
+from actors import Message, Topology
+from actors.handler import HandlerSpec
 from actors.process import stop_forkserver
 from bus import Field
 from tests.bench.handlers import Back, Ball, Begin, Idler, Note, Returner, Server, Sink, Source, Tick, Token, Victim
@@ -28,15 +30,16 @@ IDLE_SECONDS, SETTLED_AFTER = 10.0, 1.0
 
 # ------------------------------------------------------------------------------------------------ one way
 class Form(NamedTuple):
-    """A way to send and to handle: of `source` and `sink` the arguments are those of `Source` and `Sink`."""
+    """A way to send and to handle. `source` and `sink` are the specs of handlers, given a count and a path, that leave
+    there what `Source` and `Sink` leave."""
 
     name: str
     message: type[Message]
-    source: type[Handler]
-    sink: type[Handler]
+    source: Callable[[int, Path], HandlerSpec]
+    sink: Callable[[int, Path], HandlerSpec]
 
 
-FORMS = (Form("", Tick, Source, Sink),)  # a new one is a row for each level, named `LEVEL` and what its name says
+FORMS = (Form("", Tick, Source.spec, Sink.spec),)  # a new one is a row for each level, named `LEVEL` and what its name says
 
 
 def tell(level: str, form: Form, scale: Scale) -> Series:
@@ -49,8 +52,8 @@ def tell(level: str, form: Form, scale: Scale) -> Series:
     with place_for(scale) as place:
         sent, handled = place / "sent", place / "handled"
         app = Topology("bench-tell", directory=place / "run", durability=level)
-        app.worker("left", source=form.source.spec(count, sent))
-        app.worker("right", sink=form.sink.spec(count, handled))
+        app.worker("left", source=form.source(count, sent))
+        app.worker("right", sink=form.sink(count, handled))
         app.route("source", form.message, to="sink")
         app.external("source", Begin)
         with running(app) as system:

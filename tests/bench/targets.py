@@ -15,7 +15,7 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Floor:
-    """A figure that must not get worse than this. `over`: it is its ratio to this figure, `case: figure`, that counts."""
+    """A figure that must not get worse than this. `over`: its ratio to this other one, `case: figure`, counts."""
 
     text: str
     key: str  # group/name of a case of ours

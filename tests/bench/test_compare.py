@@ -25,9 +25,7 @@ LATENCY = Figure("p50", "trips", "us")
 
 def compared(base: list[float], head: list[float], figure: Figure = RATE) -> Compared:
     case = Case("group", "ours", lambda scale: {}, (figure,), ours=True)
-    return Compared(
-        case, base=[{figure.series: [one]} for one in base], head=[{figure.series: [one]} for one in head]
-    )
+    return Compared(case, base=[{figure.series: [one]} for one in base], head=[{figure.series: [one]} for one in head])
 
 
 def test_more_messages_and_less_time_are_better() -> None:
@@ -80,11 +78,10 @@ def test_the_side_that_comes_first_changes() -> None:
 
     class Noted(StandIn):
         def measure(self, case: Case) -> Turn:
-            turns.append(self.name)
+            turns.append("base" if self is base else "head")
             return super().measure(case)
 
     base, head = Noted({"group/a": ""}), Noted({"group/a": ""})
-    base.name, head.name = "base", "head"
     (one,) = both(base, head, cases("a"), 2)
     assert turns == ["base", "head", "head", "base"]
     assert len(one.base) == len(one.head) == 2
@@ -123,16 +120,24 @@ def worktrees() -> str:
     ).stdout
 
 
+# Also where whoever runs the tests has had interrupts ignored.
+MAIN = """
+import signal, sys
+from tests.bench.compare import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+
+
 def start(*arguments: str, directory: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.compare", *arguments, "--directory", str(directory)],
+        [sys.executable, "-c", MAIN, *arguments, "--directory", str(directory)],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(directory)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 

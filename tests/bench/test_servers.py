@@ -66,11 +66,12 @@ def test_a_server_that_does_not_start_is_told_with_its_words(tmp_path: Path, mon
 
 
 ASKER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tests.bench.measure import Scale
 from tests.bench.servers import serving
 from tests.bench.test_servers import listening
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests have had it ignored
 with serving(listening(Path(sys.argv[2])), Scale(Path(sys.argv[1]))):
     print("here", flush=True)
     time.sleep(600)
@@ -87,7 +88,6 @@ def test_a_server_ends_with_whoever_asked_for_it(tmp_path: Path, number: signal.
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         process_group=0,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert asker.stdout is not None
     assert asker.stdout.readline() == b"here\n"

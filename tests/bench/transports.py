@@ -106,7 +106,9 @@ def cases() -> list[Case]:
     for most in BATCHES:
         for kind, count in (("ring, C", 400_000), ("faster-fifo", 40_000)):
             run = functools.partial(one_way, kind, 64, count=count if most == 1 else 3 * count, most=most)
-            found.append(Case(f"raw, 64 B, batches of {most}", kind, run, ours=kind == "ring, C", missing=missing(kind)))
+            found.append(
+                Case(f"raw, 64 B, batches of {most}", kind, run, ours=kind == "ring, C", missing=missing(kind))
+            )
     for pause, title in ((0.0, "round trip, hot"), (COLD_PAUSE, "round trip, cold")):
         for kind in TRIPS:
             run = functools.partial(round_trip, kind, pause)
