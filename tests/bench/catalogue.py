@@ -10,6 +10,7 @@ from tests.bench.measure import Case, Scale, Series
 MODULES = (
     "transports",
     "systems",
+    "batch_tells",
     "shapes",
     "stages",
     "payloads",

@@ -15,7 +15,9 @@ import psutil
 from bus import RING_IMPLEMENTATION
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("ringleader", "msgspec", "multiprocess", "cloudpickle", "psutil", "pyzmq")
+OURS = ("ringleader", "msgspec", "multiprocess", "cloudpickle", "psutil")
+PEERS = ("pyzmq", "faster-fifo", "ray", "pykka", "redis", "nats-py")
+SERVERS = ("redis-server", "nats-server")
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -43,17 +45,16 @@ def machine(directory: Path) -> Machine:
 
 def versions() -> dict[str, str]:
     found = {"python": f"{platform.python_implementation()} {sys.version.split()[0]}", "ring": RING_IMPLEMENTATION}
-    for package in PACKAGES:
+    for package in OURS + PEERS:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = ""
-    return found
+    return found | {server: _said([server, "--version"]) for server in SERVERS}
 
 
 def revision() -> Revision:
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
-    return Revision(commit or "", bool(changes))
+    return Revision(_said(["git", "rev-parse", "HEAD"]), bool(_said(["git", "status", "--porcelain"])))
 
 
 def load() -> float:
@@ -79,9 +80,10 @@ def _file_system(directory: Path) -> str:
     return "" if best is None else f"{best.fstype} ({best.device})"
 
 
-def _git(*arguments: str) -> str | None:
+def _said(command: list[str]) -> str:
+    """What a command prints; nothing if it is not there, or fails."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return None
+        return ""
     return done.stdout.strip()

@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path.write_bytes(msgspec.json.encode(results))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(report.table(found))
-    console.print(report.ratios(found))
+    if (ratios := report.ratios(found)).rows:
+        console.print(ratios)
     print("\n".join([*targets.lines(results.floors), "", f"load {load[0]:.1f} to {load[1]:.1f}, every sample: {path}"]))
     return int(any(one.failed for one in sampled))
 

@@ -39,7 +39,7 @@ class Form(NamedTuple):
     sink: Callable[[int, Path], HandlerSpec]
 
 
-FORMS = (Form("", Tick, Source.spec, Sink.spec),)  # a new one is a row for each level, named `LEVEL` and what its name says
+PLAIN = Form("", Tick, Source.spec, Sink.spec)
 
 
 def tell(level: str, form: Form, scale: Scale) -> Series:
@@ -162,13 +162,17 @@ def start(scale: Scale) -> Series:
     return {"first": measured[:1], "again": measured[1:]}
 
 
-def cases() -> list[Case]:
+def tells(form: Form) -> list[Case]:
+    """A form at each level, named `LEVEL` and what the form's name says."""
     times = (Figure("sender CPU", "sender", "ns/msg"), Figure("receiver CPU", "receiver", "ns/msg"))
-    found = [
+    return [
         Case("tell, 3 fields", level + form.name, functools.partial(tell, level, form), (RATE, *times), ours=True)
-        for form in FORMS
         for level in LEVELS
     ]
+
+
+def cases() -> list[Case]:
+    found = tells(PLAIN)
     for pause, title in ((0.0, "round trip, hot"), (COLD_PAUSE, "round trip, cold")):
         for level in ("process", "memory"):
             run = functools.partial(round_trip, level, pause)
