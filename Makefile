@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test lint types check bench torture sanitize clean
+.PHONY: run test lint types check bench bench-compare bench-plots torture sanitize clean
 
 run: $(STAMP)-examples
 	$(BIN)/python examples/flights.py
@@ -21,6 +21,15 @@ types: $(STAMP)-test
 
 bench: $(STAMP)-test $(STAMP)-bench
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# This checkout next to another revision, in turns.
+bench-compare: $(STAMP)-test
+	@test -n "$(BASE)" || { echo "error: what with? make bench-compare BASE=REVISION"; exit 2; }
+	$(BIN)/python -m tests.bench.compare $(BASE) $(ARGS)
+
+# The plots of the README, of the newest record in bench-results or of RESULTS=FILE.
+bench-plots: $(STAMP)-test $(STAMP)-bench
+	$(BIN)/python -m tests.bench.plots $(RESULTS)
 
 # Kills at random, and all failpoints. The seed is printed; with it, the same again.
 KILLS        ?= 1000
@@ -39,6 +48,14 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# Peers come one by one: what cannot be installed here (no wheel, no compiler) is left out, and its rows say so.
+PEERS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])
+$(STAMP)-bench: $(BIN)/python pyproject.toml
+	@for peer in $$($(BIN)/python -c '$(PEERS)'); do \
+		$(BIN)/python -m pip install --quiet "$$peer" || echo "$$peer cannot be installed here"; \
+	done
+	@touch $@
 
 # An extra is installed again when the project's metadata or its C changed.
 $(STAMP)-%: $(BIN)/python pyproject.toml setup.py $(wildcard bus/*.[ch])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from tests.bench import journals, report, targets
 from tests.bench.catalogue import cases
@@ -157,6 +160,28 @@ def test_a_ratio_above_one_means_that_ours_is_better() -> None:
     assert group("us", True, 8.0, 2.0) == 0.25
 
 
+def test_a_peer_is_compared_with_the_case_that_it_names() -> None:
+    def one(name: str, value: float, ours: bool = True, versus: str = "") -> Sampled:
+        return Sampled(Case("tell", name, lambda scale: {}, ours=ours, versus=versus), [{"rate": [value]}])
+
+    found = outcomes([one("memory", 8.0), one("power", 2.0), one("any", 1.0, False), one("safe", 1.0, False, "power")])
+    assert [(each.versus, each.ratios) for each in found[2:]] == [
+        ("tell/memory", {"rate": 8.0}),
+        ("tell/power", {"rate": 2.0}),
+    ]
+
+
+def test_ratios_are_shown_with_both_figures_and_say_what_is_not_installed() -> None:
+    ours = Sampled(Case("group", "ours", lambda scale: {}, ours=True), [{"rate": [8.0]}])
+    peer = Sampled(Case("group", "peer", lambda scale: {}), [{"rate": [2.0]}])
+    absent = Sampled(Case("group", "absent", lambda scale: {}, missing="absent is not installed"))
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(report.ratios(outcomes([ours, peer, absent])))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines()]
+    assert ["group", "ours", "peer", "rate", "8", "2", "msg/s", "4 x"] in rows
+    assert any(row[2:4] == ["absent", "not measured: absent is not installed"] for row in rows if row)
+
+
 def test_cases_take_turns_and_one_that_fails_is_not_measured_again(tmp_path: Path) -> None:
     turns: list[str] = []
 
@@ -218,6 +243,35 @@ def test_a_side_that_hangs_or_dies_ends_the_measurement_and_leaves_no_process() 
         run_pair((waits, ()), (dies, ()), 30)
 
 
+# Also where whoever runs the tests has had interrupts ignored.
+MAIN = """
+import signal, sys
+from tests.bench.run import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+
+
+def test_an_interrupt_ends_it_with_all_that_it_has_started(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "--only", "B/multiprocessing.Pipe", "--runs", "100000", "--directory", tmp_path],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    assert process.stderr is not None
+    while "run 2 of" not in process.stderr.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, error = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, out) == (130, "")
+    assert error.endswith("interrupted: nothing was written\n")
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_cases_can_be_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--list", "--only", "kill", "--only", "idle"]) == 0
+    assert main(["--list", "--only", "kill", "--only", "idle", "--skip", "edges"]) == 0
     assert capsys.readouterr().out.splitlines() == ["kill to next message/process", "8 idle workers/process"]
