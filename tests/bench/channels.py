@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -163,8 +164,11 @@ def _mapped(name: str) -> Iterator[memoryview]:
     segment = Segment.attach(name)
     try:
         yield segment.buf
-    finally:
-        segment.close()
+    except BaseException:
+        with suppress(BufferError):  # views are left where something failed, and that is what is to be told
+            segment.close()
+        raise
+    segment.close()
 
 
 def _ring_end(kind: str, ring_buffer: memoryview, bells: memoryview, mine: int, theirs: int) -> tuple[Any, Any, Any]:
@@ -180,7 +184,7 @@ def _ring_sender(ring: Any, mine: Any, theirs: Any, batch: list[bytes]) -> Calla
                 theirs.ring()
                 count -= pushed
             else:
-                _wait(mine, lambda: ring.used() <= ring.capacity // 2)
+                sleep_until(mine, lambda: ring.used() <= ring.capacity // 2)
 
     return send
 
@@ -196,7 +200,7 @@ def _ring_receiver(ring: Any, mine: Any, theirs: Any, most: int) -> Callable[[],
                 if ring.used() <= capacity // 2:  # not for each crumb of room
                     theirs.ring()
                 return len(records)
-            _wait(mine, lambda: ring.pending() > 0)
+            sleep_until(mine, lambda: ring.pending() > 0)
 
     return receive
 
@@ -211,10 +215,15 @@ def _fifo_sender(queue: Any, batch: list[bytes]) -> Callable[[int], None]:
     return send
 
 
-def _wait(bell: Any, ready: Callable[[], bool]) -> None:
-    bell.arm()
-    if not ready() and not bell.wait(PATIENCE) and not ready():
-        raise TimeoutError(f"nothing happened for {PATIENCE} s")
+def sleep_until(bell: Any, ready: Callable[[], bool], patience: float = PATIENCE) -> None:
+    """Until it is ready or the bell was rung. The bell may end a wait early, without either."""
+    deadline = time.monotonic() + patience
+    while True:
+        bell.arm()
+        if ready() or bell.wait(max(0.0, deadline - time.monotonic())) or ready():
+            break
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"nothing happened for {patience} s")
     bell.disarm()
 
 

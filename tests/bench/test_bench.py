@@ -17,6 +17,7 @@ from rich.console import Console
 
 from tests.bench import journals, report, targets
 from tests.bench.catalogue import cases
+from tests.bench.channels import sleep_until
 from tests.bench.machine import ROOT
 from tests.bench.measure import P99, RATE, Case, Figure, Sampled, Scale, outcomes, quantile
 from tests.bench.pairs import Meet, SideFailed, run_pair
@@ -241,6 +242,29 @@ def test_a_side_that_hangs_or_dies_ends_the_measurement_and_leaves_no_process() 
         run_pair((waits, ()), (hangs, ()), 1.5)
     with pytest.raises(SideFailed, match="died"):
         run_pair((waits, ()), (dies, ()), 30)
+
+
+class EarlyBell:
+    """A bell whose first waits end without a reason, as the contract allows."""
+
+    def __init__(self, early: int) -> None:
+        self.early = early
+
+    def arm(self) -> None: ...
+
+    def disarm(self) -> None: ...
+
+    def wait(self, timeout: float) -> bool:
+        self.early -= 1
+        return self.early < 0
+
+
+def test_a_wait_that_ends_early_is_waited_for_again() -> None:
+    bell = EarlyBell(3)
+    sleep_until(bell, lambda: False)
+    assert bell.early == -1
+    with pytest.raises(TimeoutError):
+        sleep_until(EarlyBell(1_000_000_000), lambda: False, patience=0.01)
 
 
 # Also where whoever runs the tests has had interrupts ignored.
