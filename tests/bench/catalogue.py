@@ -22,8 +22,7 @@ MODULES = (
 )
 
 
-class Unimportable(Exception):
-    """A module of cases needs what the packages under measurement do not have."""
+UNIMPORTABLE = "cannot be imported"  # group of modules that need what the packages under measurement do not have
 
 
 def cases(*, lenient: bool = False) -> list[Case]:
@@ -36,7 +35,7 @@ def cases(*, lenient: bool = False) -> list[Case]:
         except (ImportError, AttributeError, TypeError) as error:
             if not lenient:
                 raise
-            found.append(Case("cannot be imported", name, _nothing, missing=f"{type(error).__name__}: {error}"))
+            found.append(Case(UNIMPORTABLE, name, _nothing, missing=f"{type(error).__name__}: {error}"))
     return found
 
 
@@ -50,4 +49,4 @@ def chosen(only: Collection[str] | None, skip: Collection[str] | None, *, lenien
 
 
 def _nothing(scale: Scale) -> Series:
-    raise Unimportable
+    raise NotImplementedError("this case is missing")

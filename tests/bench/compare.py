@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import catalogue
-from tests.bench.compared import Compared
+from tests.bench.compared import AGREEING, Compared
 from tests.bench.machine import ROOT, load
 from tests.bench.measure import Case, Series
 from tests.bench.run import INTERRUPTED, QUICK, RUNS
@@ -198,6 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stack.enter_context(contextlib.closing(Side(one, place, options.fraction, options.timeout)))
                 for one in (tree, ROOT)
             )
+            unimportable = {
+                key: why for key, why in base.hello.missing.items() if key.startswith(catalogue.UNIMPORTABLE)
+            }
             found = compare(cases, base, head, options.runs, progress)
     except KeyboardInterrupt:
         progress.print("interrupted")
@@ -210,7 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in found:
         if one.left_out:
             print(f"left out: {one.case.key}: {one.left_out.splitlines()[-1]}")
-    print(f"\n{options.runs} runs; spread: of the pairs; `noise`: they do not agree. Load {began:.1f} to {load():.1f}")
+    for key, why in unimportable.items():
+        print(f"of the base {key}: {why}")
+    print(f"\n{options.runs} runs, load {began:.1f} to {load():.1f}. Lowest and highest are of the pairs;")
+    print(f"`noise`: the pairs do not agree, or are fewer than {AGREEING}.")
     return int(any(one.failed for one in found))
 
 
