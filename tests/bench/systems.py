@@ -95,7 +95,13 @@ def kill(scale: Scale) -> Series:
     """
     with place_for(scale) as place:
         note = Note(place / "note")
-        app = Topology("bench-kill", directory=place / "run", max_restarts=1_000_000, restart_period=BETWEEN_KILLS / 3)
+        app = Topology(
+            "bench-kill",
+            directory=place / "run",
+            max_restarts=1_000_000,
+            restart_period=BETWEEN_KILLS / 3,
+            preload=[Victim.__module__],
+        )
         app.worker("left", source=Source.spec(math.inf, place / "sent", STEADY, STEADY_PAUSE))
         app.worker("right", victim=Victim.spec(place / "note"))
         app.route("source", Tick, to="victim")
@@ -121,7 +127,7 @@ def kill(scale: Scale) -> Series:
 # ------------------------------------------------------------------------------------------------ idle, start
 def _many(place: Path) -> Topology:
     """Eight workers in a chain."""
-    app = Topology("bench-many", directory=place / "run")
+    app = Topology("bench-many", directory=place / "run", preload=[Victim.__module__])
     for number in range(WORKERS):
         app.worker(f"worker{number}", **{f"idler{number}": Idler})
     for number in range(WORKERS - 1):
