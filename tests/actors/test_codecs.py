@@ -552,6 +552,23 @@ def test_a_letter_shows_what_can_be_shown() -> None:
     assert _payload(*_opened(b"\xc7\x00")) == (None, "c700")
 
 
+class Together(Sink):
+    @handle(batch=True)
+    def on_text(self, texts: list[str]) -> None:  # type: ignore[override]
+        self.state.items.extend(texts)
+
+
+def test_a_batch_handler_gets_decoded_messages_and_what_cannot_be_is_one_dead_letter(directory: Path) -> None:
+    with system_of(directory, Together).start() as system:
+        system.pause("work")
+        for n in range(12):
+            system.send("sink", "broken" if n == 5 else f"n{n}")
+        system.resume("work")
+        until(lambda: len(seen(system)) == 11 and letters(system), "the others", 30)
+        assert seen(system) == [f"N{n}" for n in range(12) if n != 5]
+        assert [(one.handler, one.attempts) for one in letters(system)] == [("sink", 3)]
+
+
 class Numbers(State):
     n: int = 0
     wrong: list[str] = []
