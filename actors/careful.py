@@ -233,7 +233,7 @@ class Careful:
             detail=detail,
             attempts=self.attempts.get(key, 0),
             time_ns=time.time_ns(),
-            body=raw,
+            body=self._endpoint.claims.keep(raw),
         )
         arrival.link.inbound.stage(seq)
         if arrival.flags & FLAG_ASK:

@@ -24,6 +24,7 @@ from actors.annotations import alternatives
 from actors.errors import BadMessage, BadRecord, BadState, CodecRefused, MessageTooLarge
 from actors.message import Message, State, can_encode_late, type_name
 from actors.sealed import is_sealed, unseal
+from actors.tickets import Large, Ticket, ticket_in
 
 RUN = struct.Struct("<QIHH")
 FLAG_ASK = 1  # the sender waits for a reply
@@ -31,6 +32,7 @@ FLAG_REPLY = 2  # this is one
 FLAG_ERROR = 4  # and it tells of a failure
 FLAG_COMMAND = 8  # not for handlers but for their worker, from the gateway; with FLAG_REPLY: what has become of it
 FLAG_REQUEUED = 16  # it was a dead letter before
+FLAG_CLAIM = 32  # a run of one message, which is not in it: it is a ticket (`actors.tickets`)
 
 MAX_ROUTES = 1 << 16
 MAX_COUNT = (1 << 32) - 1
@@ -58,12 +60,19 @@ def array_header(count: int) -> bytes:
     return b"\xdd" + count.to_bytes(4, "big")
 
 
+def _no_claims(ticket: Ticket) -> memoryview:
+    raise BadRecord("a ticket, and nobody to redeem it", ticket.size)
+
+
 class RunCodec:
     """Encodes and decodes runs of one message class: messages are of exactly this class, not of a subclass.
 
     `late` tells whether a message may be kept as it is and encoded at the commit (`encode_run`); otherwise it is
-    encoded at `send` (`encode_one`) and the encodings are joined at the commit (`join`).
+    encoded at `send` (`encode_one`) and the encodings are joined at the commit (`join`). `redeem` gives the message
+    that a ticket stands for.
     """
+
+    redeem: Callable[[Ticket], memoryview] = staticmethod(_no_claims)
 
     def __init__(self, type_: type[Message]) -> None:
         self.type = type_
@@ -115,16 +124,39 @@ class RunCodec:
         try:
             return self._decode(body)
         except msgspec.MsgspecError as error:
+            if is_sealed(memoryview(body)[1:]):  # a ticket, or the first of another codec's
+                return [self.decode_one(memoryview(one)) for one in _split(body)]
             raise BadRecord(f"not a run of {self.type_name}: {error}", len(body)) from error
 
-    def decode_one(self, encoded: bytes | memoryview) -> Any:
-        """One message, as `encode_one` made it."""
+    def decode_one(self, encoded: bytes | memoryview | Large) -> Any:
+        """One message, as `encode_one` or `encode_alone` made it, or as it stands in a run."""
         try:
-            return self._decode_one(encoded)
-        except msgspec.MsgspecError as error:
-            if is_sealed(encoded):
-                raise CodecRefused(self.type_name, unseal(encoded).codec, "msgpack") from None
-            raise BadRecord(f"not a {self.type_name}: {error}", len(encoded)) from error
+            return self._decode_one(encoded)  # type: ignore[arg-type]
+        except (msgspec.MsgspecError, TypeError) as error:
+            codec, data = self.payload(encoded)
+            if codec:
+                raise CodecRefused(self.type_name, codec, "msgpack") from None
+            if data is not encoded:
+                return self.decode_one(data)
+            raise BadRecord(f"not a {self.type_name}: {error}", len(data)) from error
+
+    def payload(self, encoded: bytes | memoryview | Large) -> tuple[str, bytes | memoryview]:
+        """The name of the codec that made this message (empty for MessagePack), and what it made of it."""
+        if isinstance(encoded, Large):
+            return encoded.codec, memoryview(encoded.data).toreadonly()
+        ticket = ticket_in(encoded)
+        if ticket is not None:
+            return ticket.codec, self.redeem(ticket)
+        return unseal(encoded) if is_sealed(encoded) else ("", encoded)
+
+    def encode_alone(self, message: Any, in_ring: int, largest: int) -> bytes | Large:
+        """One message, checked as `check_run` does; Large if it is over `in_ring` bytes. Raises MessageTooLarge."""
+        encoded = self.encode_one(message)
+        if len(encoded) > max(in_ring, largest):
+            raise MessageTooLarge(self.type_name, len(encoded), max(in_ring, largest))
+        if self._plain is None or not self._plain([message]):
+            self.check_run(self.join([encoded]))
+        return encoded if len(encoded) <= in_ring else Large("", encoded)
 
     def calling(self, method: Callable[[Any], object], batch: bool) -> Callable[[Any], object]:
         """What is called with each of what `decode_run` returned, or with a list of them, for a handler's method."""
@@ -255,7 +287,7 @@ def _locate(type_: type[msgspec.Struct], steps: tuple[tuple[str, str], ...], val
 
 def _is_exact(leaf: Any) -> bool:
     """Whether every value of exactly this class that encodes is accepted by its decoder."""
-    if leaf in {str, int, float, bool, type(None)}:
+    if leaf in {str, int, float, bool, bytes, type(None)}:
         return True
     return isinstance(leaf, type) and issubclass(leaf, Enum)
 

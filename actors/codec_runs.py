@@ -16,10 +16,11 @@ import msgspec
 
 from actors.codec import RunCodec, summary
 from actors.codecs import Codec
-from actors.errors import BadMessage, BadRecord, CodecRefused
+from actors.errors import BadMessage, BadRecord, CodecRefused, MessageTooLarge
 from actors.message import Message, type_name
 from actors.plan import Plan
-from actors.sealed import head, is_sealed, unseal
+from actors.sealed import head
+from actors.tickets import Large
 
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
@@ -53,12 +54,27 @@ class CodecRuns(RunCodec):
         """Whoever encodes it vouches for it: what cannot be decoded again is found out by the receiver."""
 
     def encode_one(self, message: Any) -> bytes:
+        data = self._encode(message)
+        return b"".join((head(self._name, Large("", data).size), data))
+
+    def encode_alone(self, message: Any, in_ring: int, largest: int) -> bytes | Large:
+        data = self._encode(message)
+        size = Large("", data).size
+        if size > max(in_ring, largest):
+            raise MessageTooLarge(self.type_name, size, max(in_ring, largest))
+        start = head(self._name, size)
+        if len(start) + size <= in_ring:
+            return b"".join((start, data))
+        # What cannot change any more need not be copied now.
+        fixed = isinstance(data, bytes) or (data.contiguous and data.readonly and isinstance(data.obj, bytes))
+        return Large(self.codec.name, data if fixed else bytes(data))
+
+    def _encode(self, message: Any) -> bytes | memoryview:
         try:
             data = self.codec.encode(message)
             if not isinstance(data, (bytes, bytearray, memoryview)):
                 raise TypeError(f"encode returned {type(data).__name__}, not bytes")
-            size = data.nbytes if isinstance(data, memoryview) else len(data)
-            return b"".join((head(self._name, size), data))
+            return memoryview(data) if isinstance(data, bytearray) else data
         except Exception as error:
             told = str(error) if isinstance(error, (msgspec.MsgspecError, TypeError)) else _named(error)
             raise BadMessage(0, self.type_name, summary(message), f"codec {self.codec.name!r}: {told}") from error
@@ -66,18 +82,17 @@ class CodecRuns(RunCodec):
     def decode_run(self, body: bytes | memoryview) -> list[Any]:
         return [self.decode_one(element) for element in _elements(body, self.type_name)]
 
-    def decode_one(self, encoded: bytes | memoryview) -> Any:
+    def decode_one(self, encoded: bytes | memoryview | Large) -> Any:
         """The message. CodecRefused if another codec made it; BadRecord, with its cause, if this one cannot read it.
 
         A Message that was sent before its class had a codec is read as the MessagePack that it is.
         """
-        if not is_sealed(encoded):
-            if issubclass(self.type, Message):
-                return RunCodec(self.type).decode_one(encoded)
-            raise CodecRefused(self.type_name, "msgpack", self.codec.name)
-        name, payload = unseal(encoded)
+        name, data = self.payload(encoded)
+        if not name and issubclass(self.type, Message):
+            return RunCodec(self.type).decode_one(data)
         if name != self.codec.name:
-            raise CodecRefused(self.type_name, name, self.codec.name)
+            raise CodecRefused(self.type_name, name or "msgpack", self.codec.name)
+        payload = memoryview(data)
         try:
             message = self.codec.decode(payload.toreadonly(), self.type)
         except Exception as error:
@@ -100,7 +115,7 @@ class CodecInlet(CodecRuns):
     def decode_run(self, body: bytes | memoryview) -> list[Any]:
         return _elements(body, self.type_name)
 
-    def decode_one(self, encoded: bytes | memoryview) -> Any:
+    def decode_one(self, encoded: bytes | memoryview | Large) -> Any:
         return encoded
 
     def calling(self, method: Callable[[Any], object], batch: bool) -> Callable[[Any], object]:

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -102,7 +104,14 @@ class _Raw:
 
 @dataclass(frozen=True, slots=True)
 class _Pickle:
-    """Whatever cloudpickle can pickle. The class itself is never in it: it is the one that the topology names."""
+    """Whatever cloudpickle can pickle. The class itself is never in it: it is the one that the topology names.
+
+    Large buffers inside the message (NumPy arrays, Arrow tables, pickle.PickleBuffer) stand beside the pickle, and what
+    the receiver gets are read-only views of the message.
+
+        payload  :=  pickle
+                  |  zero u32, count u32, sizes u64 (of the pickle and of each buffer), pickle, buffers: each aligned
+    """
 
     name: str = "pickle"
 
@@ -111,11 +120,30 @@ class _Pickle:
 
     def encode(self, message: Any, /) -> bytes:
         file = io.BytesIO()
-        _MessagePickler(file, type(message)).dump(message)
-        return file.getvalue()
+        pickler = _MessagePickler(file, type(message))
+        pickler.dump(message)
+        if not pickler.buffers:
+            return file.getvalue()
+        parts = [file.getbuffer(), *(buffer.raw() for buffer in pickler.buffers)]
+        sizes = [part.nbytes for part in parts]
+        laid: list[bytes | memoryview] = [_BESIDE.pack(0, len(pickler.buffers)), struct.pack(f"<{len(sizes)}Q", *sizes)]
+        at = sum(map(len, laid))
+        for part in parts:
+            laid += [bytes(-at % _ALIGNED), part]
+            at += -at % _ALIGNED + part.nbytes
+        return b"".join(laid)
 
     def decode(self, data: memoryview, type_: type, /) -> Any:
-        return _MessageUnpickler(io.BytesIO(data), type_).load()
+        if not data or data[0]:
+            return _MessageUnpickler(io.BytesIO(data), type_, ()).load()
+        _, count = _BESIDE.unpack_from(data)
+        sizes = struct.unpack_from(f"<{count + 1}Q", data, _BESIDE.size)
+        at, parts = _BESIDE.size + 8 * len(sizes), []
+        for size in sizes:
+            at += -at % _ALIGNED
+            parts.append(data[at : at + size])
+            at += size
+        return _MessageUnpickler(io.BytesIO(parts[0]), type_, parts[1:]).load()
 
 
 JSON: Codec = _Json()
@@ -127,20 +155,34 @@ RESERVED = frozenset({"msgpack", *(codec.name for codec in BUILT_IN)})
 
 _BUFFERS = (bytes, memoryview)
 _THE_CLASS = "class"
+_BESIDE = struct.Struct("<II")
+_ALIGNED = 64
+_LEAST_BUFFER = 4096  # bytes; smaller ones are in the pickle
 
 
 class _MessagePickler(Pickler):
     def __init__(self, file: io.BytesIO, type_: type) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL, buffer_callback=self._beside)
         self._type = type_
+        self.buffers: list[pickle.PickleBuffer] = []
+
+    def _beside(self, buffer: pickle.PickleBuffer) -> bool:
+        """False, which is to say that it is not in the pickle, for the large ones."""
+        try:
+            small = buffer.raw().nbytes < _LEAST_BUFFER
+        except BufferError:  # not contiguous
+            small = True
+        if not small:
+            self.buffers.append(buffer)
+        return small
 
     def persistent_id(self, obj: Any) -> str | None:
         return _THE_CLASS if obj is self._type else None
 
 
 class _MessageUnpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, type_: type) -> None:
-        super().__init__(file)
+    def __init__(self, file: io.BytesIO, type_: type, buffers: Sequence[memoryview]) -> None:
+        super().__init__(file, buffers=buffers)
         self._type = type_
 
     def persistent_load(self, pid: Any) -> type:

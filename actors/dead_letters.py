@@ -15,13 +15,18 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from actors.claims_on_disk import beginning
 from actors.codecs import JSON
 from actors.errors import BadRecord, RingleaderError
 from actors.identity import Identity
 from actors.plan import GATEWAY
 from actors.rundir import JOURNALS, RunDirectory, RunDirectoryError
 from actors.sealed import is_sealed, unseal
+from actors.tickets import ticket_in
 from persist import NamedDeadLetter, PersistError, read
+
+
+SHOWN_BYTES = 1 << 20  # of a message that is not in the letter itself; of a longer one the first bytes are shown
 
 
 class DeadLetterStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -94,13 +99,14 @@ def collect(path: Path, *, tracebacks: bool = False, payloads: bool = False) -> 
         letters: list[DeadLetterStatus] = []
         unreadable: list[Unreadable] = []
         for worker in _journals(path, identity):
+            journal = path / JOURNALS / worker
             try:
                 directory.check_journal(worker)
-                recovered = read(path / JOURNALS / worker)
+                recovered = read(journal)
             except (PersistError, RunDirectoryError, OSError) as error:
                 unreadable.append(Unreadable(worker=worker, problem=str(error)))
                 continue
-            letters += [_letter(worker, letter, tracebacks, payloads) for letter in recovered.dead]
+            letters += [_letter(worker, journal, letter, tracebacks, payloads) for letter in recovered.dead]
     letters.sort(key=lambda letter: (letter.time_unix_seconds, letter.worker, letter.peer, letter.seq))
     return DeadLetters(
         name=identity.name,
@@ -168,9 +174,9 @@ def _journals(path: Path, identity: Identity) -> list[str]:
     return present + sorted(names.difference(present))
 
 
-def _letter(worker: str, letter: NamedDeadLetter, tracebacks: bool, payloads: bool) -> DeadLetterStatus:
+def _letter(worker: str, path: Path, letter: NamedDeadLetter, tracebacks: bool, payloads: bool) -> DeadLetterStatus:
     source = letter.route[0]
-    codec, encoded = _opened(letter.body)
+    codec, size, encoded = _opened(letter.body, path)
     payload, as_hex = _payload(codec, encoded) if payloads else (None, "")
     return DeadLetterStatus(
         id=f"{letter.peer}/{letter.seq}",
@@ -180,7 +186,7 @@ def _letter(worker: str, letter: NamedDeadLetter, tracebacks: bool, payloads: bo
         source=GATEWAY if source.startswith(f"{GATEWAY}:") else source,
         handler=letter.handler,
         type=letter.type,
-        size_bytes=len(letter.body),
+        size_bytes=size,
         reason=letter.reason,
         attempts=letter.attempts,
         time=datetime.fromtimestamp(letter.time_ns / 1e9, UTC).isoformat(timespec="milliseconds"),
@@ -192,12 +198,15 @@ def _letter(worker: str, letter: NamedDeadLetter, tracebacks: bool, payloads: bo
     )
 
 
-def _opened(body: bytes) -> tuple[str, bytes | memoryview]:
-    """By which codec, and what it made of the message."""
+def _opened(body: bytes, journal: Path) -> tuple[str, int, bytes | memoryview]:
+    """By which codec, how large, and what it made of the message; of one that has a claim, as much as can be shown."""
     if is_sealed(body):
         with suppress(BadRecord):
-            return unseal(body)
-    return "", body
+            ticket = ticket_in(body)
+            if ticket is None:
+                return unseal(body).codec, len(body), unseal(body).payload
+            return ticket.codec, ticket.size, beginning(ticket, journal, SHOWN_BYTES)
+    return "", len(body), body
 
 
 def _payload(codec: str, encoded: bytes | memoryview) -> tuple[Any, str]:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from actors.codec import RUN, pack_header, unpack_header
+from actors.claims import Claims
+from actors.codec import FLAG_CLAIM, RUN, pack_header, unpack_header
 from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
 from actors.overload import Overload
@@ -48,6 +49,7 @@ class Endpoint:
         self.dead_peers = list(names)  # who sent them, by their `peer`; also those that the topology no longer has
         self.epoch = 0
         self.overload = Overload(block, outbox_limit)
+        self.claims = Claims(me)  # where large messages lie; whoever opens the journal puts the real one here
         self._held = False
         self._changed = True  # what waits for the receivers may have, since it was weighed
         self._own_until = 0  # level memory: nothing is acknowledged before the own message with this number is consumed
@@ -100,6 +102,8 @@ class Endpoint:
                 ring_out.set(Cell.COMMITTED, link.outbound.assigned)
         self.cells[Field.CARRIED_ACK] = self.me.inbound.watermark
         self.cells[Field.CARRIED] = self.me.outbound.assigned
+        self.claims.recover(self.links, journal, self.dead)
+        # failpoint: claims-recovered
         self.overload.reset()
         self.cells[Field.DISK_FULL] = 0
         self.cells[Field.DEAD_LETTERS] = len(self.dead)
@@ -160,6 +164,7 @@ class Endpoint:
                 link.bell.ring()
 
     def rollback(self) -> None:
+        self.claims.withdraw()
         for link in self.links:
             link.inbound.rollback()
 
@@ -188,7 +193,11 @@ class Endpoint:
         consumed = [link for link in self.links if link.inbound.seen != link.inbound.watermark]
         if not (consumed or runs or states or keys or dead or removed or attempts):
             return
-        sends = self._number(runs)
+        try:
+            sends = self._number(runs)
+        except JournalFull:
+            self._refused()
+            raise
         # failpoint: numbers-assigned
         position = 0
         if self.journal is not None:
@@ -204,19 +213,21 @@ class Endpoint:
             try:
                 position = self.journal.append(transaction)
             except JournalFull:
-                for link in self.links:
-                    link.outbound.rollback()
-                self.cells[Field.DISK_FULL] = 1
+                self._refused()
                 raise
             # failpoint: transaction-appended
             if self.level == "power":
                 self.journal.sync()
         # failpoint: transaction-synced
+        gone: list[DeadLetter] = []
         if removed:
-            gone = set(removed)
-            self.dead = [letter for letter in self.dead if (letter.peer, letter.seq) not in gone]
+            places = set(removed)
+            gone = [letter for letter in self.dead if (letter.peer, letter.seq) in places]
+            self.dead = [letter for letter in self.dead if (letter.peer, letter.seq) not in places]
         self.dead.extend(dead)
+        self.claims.committed(dead, gone)
         self._enter_outbox(sends, position)
+        self.claims.forget(gone)
         # failpoint: outbox-entered
         if self.journal is None:
             self._mark_unsafe(consumed, sends)
@@ -232,7 +243,16 @@ class Endpoint:
         # failpoint: publish-before
         self.publish()
         # failpoint: publish-after
+        self.claims.settle()
         self.acknowledge(consumed)
+
+    def _refused(self) -> None:
+        """The disk has no room for the transaction: all is as before."""
+        for link in self.links:
+            link.outbound.rollback()
+        self.claims.withdraw()
+        if self.journal is not None:  # shared memory tells by itself, by the error, what it has no room for
+            self.cells[Field.DISK_FULL] = 1
 
     def _number(self, runs: Sequence[EncodedRun]) -> list[Send]:
         """Sequence numbers are used here, right before the append, and nowhere else."""
@@ -240,7 +260,8 @@ class Endpoint:
         sends = []
         for run in runs:
             edges = [(peer, links[peer].outbound.assign(run.length)) for peer in run.peers]
-            sends.append(Send(run.route, run.length, run.flags, edges, run.body))
+            body = self.claims.stake(run.body, edges) if run.flags & FLAG_CLAIM else run.body
+            sends.append(Send(run.route, run.length, run.flags, edges, body))  # type: ignore[arg-type]
         return sends
 
     def _mark_unsafe(self, consumed: Sequence[Link], sends: Sequence[Send]) -> None:
@@ -269,6 +290,8 @@ class Endpoint:
                 link = self.links[peer]
                 link.outbound.committed(first, send.count, size, send, position)
                 link.mark(first + send.count - 1, now)
+                if send.flags & FLAG_CLAIM:
+                    self.claims.sent(link, first, send)
         # By these cells the supervisor knows that all is quiet: a send counts before its cause is acknowledged.
         for link in self._sending:
             assert link.producing is not None
@@ -341,7 +364,7 @@ class Endpoint:
         """
         if self.journal is None:
             me = self.me
-            me.outbound.acknowledge(me.inbound.watermark)
+            self._forget(me, me.inbound.watermark)
             self.cells[Field.CARRIED_ACK] = me.inbound.watermark
             self._held = me.inbound.watermark < self._own_until or any(
                 link.outbound.published != link.outbound.assigned for link in self._sending if not link.inside
@@ -354,7 +377,7 @@ class Endpoint:
                 link.consuming.set(Cell.ACK, link.inbound.watermark)
                 # failpoint: acknowledged
             elif link is self.me:
-                link.outbound.acknowledge(link.inbound.watermark)
+                self._forget(link, link.inbound.watermark)
                 # failpoint: own-acknowledged
                 self.cells[Field.CARRIED_ACK] = link.inbound.watermark
         return True
@@ -367,7 +390,7 @@ class Endpoint:
             assert ring is not None
             acked = ring.get(Cell.ACK)
             if acked > outbound.acked:
-                outbound.acknowledge(acked)
+                self._forget(link, acked)
                 # failpoint: outbox-trimmed
                 link.forget_marks(acked)
                 ring.set(Cell.OLDEST_NS, link.oldest_ns)
@@ -384,11 +407,17 @@ class Endpoint:
         self.overload.look()
         return moved
 
+    def _forget(self, link: Link, acked: int) -> None:
+        """What the peer has consumed for good leaves the outbox, and its claims are free."""
+        link.outbound.acknowledge(acked)
+        if link.claims:
+            self.claims.acknowledged(link, acked)
+
     # ------------------------------------------------------------------------------------------------ waiting
     def idle(self, but: Collection[Link] = ()) -> bool:
         """Nothing waits to be taken, but from the links in `but`, and nothing that waits to be published finds room. To
         be asked with the doorbell armed: what came just before that has rung in vain."""
-        if self.publish():
+        if self.publish() or (self.claims.held and self.claims_are_free()):
             return False
         for link in self._receiving:
             if (link.inside or not self.overload.paused) and not self._held and link not in but:
@@ -396,6 +425,17 @@ class Endpoint:
                 if link.consuming.pending():
                     return False
         return self.me.outbound.published == self.me.outbound.assigned or self.me in but
+
+    def claims_are_free(self) -> bool:
+        """Whether receivers have consumed what claims are held for; else they ring once they have. To be asked with the
+        doorbell armed."""
+        freed = False
+        for link in self._sending:
+            if link.claims:
+                assert link.producing is not None
+                link.producing.set(Cell.STARVED, 1)
+                freed |= link.producing.get(Cell.ACK) >= link.claims[0][0]
+        return freed
 
     @property
     def paused(self) -> bool:
@@ -426,7 +466,7 @@ class Endpoint:
     def _weigh(self) -> None:
         """What waits for the receivers has changed."""
         self._changed = False
-        backlog = self.me.outbound.backlog_bytes
+        backlog = self.me.outbound.backlog_bytes + self.claims.held  # those count until they are free
         for link in self._sending:
             backlog += link.outbound.backlog_bytes
         self.cells[Field.OUTBOX_BYTES] = backlog

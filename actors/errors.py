@@ -143,7 +143,8 @@ class MessageTooLarge(SenderError):
     def __str__(self) -> str:
         return (
             f"{self.sender} sent a {self.type} of {self.size} bytes, over the limit of {self.limit}: send smaller"
-            f" pieces, or a path or key under which the receiver finds the data, or raise max_message_bytes"
+            " pieces, or a path or key under which the receiver finds the data, or raise max_claim_bytes (where that is"
+            " 0, and for answers, max_message_bytes)"
         )
 
 

@@ -15,16 +15,17 @@ from typing import Any
 
 import msgspec
 
-from actors.codec import FLAG_ASK, FLAG_COMMAND, FLAG_ERROR, RunCodec
+from actors.codec import FLAG_ASK, FLAG_CLAIM, FLAG_COMMAND, FLAG_ERROR, RunCodec
 from actors.codec_runs import run_codec
 from actors.endpoint import Endpoint
-from actors.errors import MessageTooLarge, RingleaderError
+from actors.errors import RingleaderError
 from actors.housekeeping import Housekeeping
 from actors.links import Arrival
 from actors.outgoing import EncodedRun
 from actors.plan import Plan, Route
 from actors.replies import read_answer, read_failure, read_outcome, request_of, type_key
 from actors.system_errors import AskTimeout, CommandTimeout, SendTimeout, SystemClosed, UnknownHandler
+from actors.tickets import Large
 from bus import Field
 from persist import JournalFull
 
@@ -118,7 +119,7 @@ class Gateway:
         self,
         route: int,
         worker: str,
-        body: bytes,
+        body: bytes | Large,
         place: tuple[str, str],
         timeout: float | None,
         flags: int,
@@ -128,12 +129,14 @@ class Gateway:
         peer = self._peers[worker]
         outbound = self._endpoint.links[peer].outbound
         deadline = None if timeout is None else time.monotonic() + timeout
+        if isinstance(body, Large):
+            flags |= FLAG_CLAIM
         with self._room:
             self._check_open()
-            while outbound.backlog_bytes > self._plan.limits.outbox_limit_bytes:
+            while outbound.backlog_bytes + self._endpoint.claims.held > self._plan.limits.outbox_limit_bytes:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise SendTimeout(*place, timeout or 0.0, outbound.backlog_bytes)
+                    raise SendTimeout(*place, timeout or 0.0, outbound.backlog_bytes + self._endpoint.claims.held)
                 self._room.wait(ROOM_WAIT if left is None else min(left, ROOM_WAIT))
                 self._check_open()
             try:
@@ -162,15 +165,13 @@ class Gateway:
             raise UnknownHandler(handler, type(message).__name__, takes, known)
         return route
 
-    def _encode(self, message: Any) -> bytes:
+    def _encode(self, message: Any) -> bytes | Large:
         codec = self._codecs.get(type(message))
         if codec is None:
             codec = self._codecs[type(message)] = run_codec(self._plan, type(message))
-        body = codec.encode_run([message])
-        codec.check_run(body)
-        if len(body) > self._plan.limits.max_message_bytes:
-            raise MessageTooLarge(type(message).__name__, len(body), self._plan.limits.max_message_bytes)
-        return body
+        limits = self._plan.limits
+        encoded = codec.encode_alone(message, limits.max_message_bytes, limits.max_claim_bytes)
+        return encoded if isinstance(encoded, Large) else codec.join([encoded])
 
     def _check_open(self) -> None:
         if self._failure is not None:
@@ -187,7 +188,7 @@ class Gateway:
                 endpoint.cells[Field.HEARTBEAT_NS] = time.monotonic_ns()
                 with self._room:
                     moved = self._step()
-                if not moved and not self._closing:
+                if not moved and not self._closing and not self._endpoint.claims_are_free():
                     bell.wait(IDLE_WAIT)
                 bell.disarm()
         except Exception as failure:  # a poisoned journal, a corrupt ring: nobody may be left waiting

@@ -105,15 +105,16 @@ def process_start(pid: int) -> int | None:
 
 def segment_name(run_id: str, number: int) -> str:
     """The name of one shared-memory segment of a run."""
-    return f"{_prefix(run_id)}{number}"
+    return f"{segment_prefix(run_id)}{number}"
 
 
 def stale_prefix(identity: Identity) -> str:
     """What the names of all shared-memory segments of that run begin with. Only for the dead: ask `alive()` first."""
-    return _prefix(identity.run_id)
+    return segment_prefix(identity.run_id)
 
 
-def _prefix(run_id: str) -> str:
+def segment_prefix(run_id: str) -> str:
+    """What the names of all shared memory of a run begin with."""
     # An empty or shorter run id would name the segments of others as well.
     if not _RUN_ID.fullmatch(run_id):
         raise ValueError(f"run id {run_id!r} is not 8 hexadecimal digits")

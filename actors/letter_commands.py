@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from actors.codec import FLAG_REQUEUED, array_header
+from actors.codec import FLAG_CLAIM, FLAG_REQUEUED, array_header
 from actors.outgoing import EncodedRun
+from actors.tickets import ticket_in
 from persist.format import DeadLetter
 
 Action = Literal["requeue", "drop"]
@@ -64,11 +65,15 @@ def effect(
             if letter.route not in handled:
                 found.problems.append(UNHANDLED)
                 continue
-            found.runs.append(EncodedRun(letter.route, 1, FLAG_REQUEUED, (me,), requeued(letter.body)))
+            found.runs.append(EncodedRun(letter.route, 1, requeued_flags(letter.body), (me,), requeued(letter.body)))
         del known[place]
         found.removed.append((letter.peer, letter.seq))
         found.problems.append("")
     return found
+
+
+def requeued_flags(body: bytes) -> int:
+    return FLAG_REQUEUED | FLAG_CLAIM if ticket_in(body) is not None else FLAG_REQUEUED
 
 
 def requeued(body: bytes) -> bytes:

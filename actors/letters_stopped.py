@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from actors.codec import FLAG_REQUEUED
 from actors.dead_letters import LetterChange, LetterPlace
 from actors.identity import Identity
-from actors.letter_commands import UNHANDLED, UNKNOWN, Action, requeued
+from actors.letter_commands import UNHANDLED, UNKNOWN, Action, requeued, requeued_flags
 from actors.rundir import RunDirectory, RunDirectoryError
 from persist import Journal, PersistError, Send, Snapshot, Transaction
 from persist.reopen import reopen
@@ -76,7 +75,7 @@ def _change_one(journal: Journal, names: Snapshot, action: Action, place: Letter
             return UNHANDLED
         me = names.peers.index(place.worker)
         last = dict(names.assigned).get(me, 0) + 1
-        change.sends = [Send(letter.route, 1, FLAG_REQUEUED, [(me, last)], requeued(letter.body))]
+        change.sends = [Send(letter.route, 1, requeued_flags(letter.body), [(me, last)], requeued(letter.body))]
         names.assigned = [*((peer, seq) for peer, seq in names.assigned if peer != me), (me, last)]
     journal.append(change)
     names.dead.remove(letter)

@@ -29,8 +29,8 @@ class Link:
     """Both directions with one peer: protocol state, rings, the peer's doorbell. Either ring may be missing."""
 
     __slots__ = (
-        "bell", "consuming", "inbound", "index", "inside", "marks", "name", "outbound", "producing", "resends",
-        "resends_seen", "unsafe",
+        "bell", "claims", "consuming", "inbound", "index", "inside", "marks", "name", "outbound", "producing",
+        "resends", "resends_seen", "unsafe",
     )  # fmt: skip
 
     def __init__(self, index: int, name: str, memory_limit: int) -> None:
@@ -45,6 +45,7 @@ class Link:
         self.resends = 0  # resends asked of the peer
         self.resends_seen = 0  # resends of the peer's that were served
         self.unsafe = 0  # level memory: last number sent without a cause that waits in a ring for its acknowledgement
+        self.claims: deque[tuple[int, int]] = deque()  # (sequence number, claim) of what the peer has not consumed
         self.marks: deque[tuple[int, int]] = deque()  # (last sequence number, monotonic ns) of unacknowledged commits
 
     def mark(self, last: int, now: int) -> None:

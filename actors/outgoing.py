@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from actors.codec import RunCodec
-from actors.errors import MessageTooLarge, SenderError, UnroutedMessage
+from actors.codec import FLAG_CLAIM, RunCodec
+from actors.errors import SenderError, UnroutedMessage
 from actors.plan import Route
+from actors.tickets import ALONE, Large
 
 
 class EncodedRun(NamedTuple):
@@ -23,7 +24,7 @@ class EncodedRun(NamedTuple):
     length: int
     flags: int
     peers: tuple[int, ...]
-    body: bytes
+    body: bytes | Large  # flagged as a claim where it is Large
 
 
 class LocalSend(NamedTuple):
@@ -40,7 +41,7 @@ Puts = dict[type, Put]  # of one handler: what takes its messages of each class
 class Lane:
     """One route as its source handler sees it. What takes its messages, in `puts`, changes as runs open and close."""
 
-    __slots__ = ("_first", "_puts", "_type", "codec", "local", "mean", "messages", "peers", "route", "source")
+    __slots__ = ("_first", "_puts", "_type", "codec", "large", "local", "mean", "messages", "peers", "route", "source")
 
     def __init__(
         self, route: Route, codec: RunCodec, peers: tuple[int, ...], local: bool, outgoing: Outgoing, puts: Puts
@@ -52,6 +53,7 @@ class Lane:
         self.peers = peers
         self.local = local
         self.mean = 0.0  # bytes of a message, as they were lately
+        self.large = False  # a message of its run may be Large
         self.messages: list[Any] = []  # of the open run
         self._puts = puts
         self._type = route.message
@@ -100,9 +102,10 @@ class _Run(NamedTuple):
 class Outgoing:
     """The buffered sends of one worker. `local` holds what this worker's own handlers still have to handle."""
 
-    def __init__(self, max_message_bytes: int, max_run_bytes: int) -> None:
+    def __init__(self, max_message_bytes: int, max_run_bytes: int, max_claim_bytes: int = 0) -> None:
         self.local: deque[LocalSend] = deque()
         self._max_message = max_message_bytes
+        self._max_claim = max_claim_bytes  # what is over max_message_bytes gets a claim, up to this
         self._max_run = max_run_bytes
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
@@ -128,19 +131,14 @@ class Outgoing:
         """
         codec = lane.codec
 
-        def encode(message: Any) -> bytes:
-            body = codec.encode_one(message)
-            if len(body) > self._max_message:
-                raise MessageTooLarge(codec.type_name, len(body), self._max_message)
-            codec.check_run(codec.join([body]))
-            return body
-
         def blamed(message: Any) -> Any:
             try:
-                body = encode(message)
+                body = codec.encode_alone(message, self._max_message, self._max_claim)
             except SenderError as error:
                 error.blame(lane.source)
                 raise
+            if isinstance(body, Large) and not codec.late:
+                lane.large = True
             return message if codec.late else body
 
         return blamed if lane.local or not codec.late else lambda message: message
@@ -177,9 +175,11 @@ class Outgoing:
             if isinstance(run, EncodedRun):
                 encoded.append(run)
             else:
-                encoded.extend(self._encode(run.lane, run.messages, run.lane.peers))
+                encode = self._encode_large if run.lane.large else self._encode
+                encoded.extend(encode(run.lane, run.messages, run.lane.peers))
         for lane, messages in _grouped(self.local):
-            encoded.extend(self._encode(lane, messages, (own,)))
+            encode = self._encode_large if lane.large else self._encode
+            encoded.extend(encode(lane, messages, (own,)))
         return encoded
 
     def _encode(self, lane: Lane, messages: Sequence[Any], peers: tuple[int, ...]) -> Iterator[EncodedRun]:
@@ -201,12 +201,28 @@ class Outgoing:
                 if len(body) <= limit:
                     yield EncodedRun(lane.route, len(part), 0, peers, body)
                 else:
-                    for count, piece in codec.split_run(part, limit, self._max_message):
-                        yield EncodedRun(lane.route, count, 0, peers, piece)
+                    for count, piece in codec.split_run(part, limit, max(self._max_message, self._max_claim)):
+                        if len(piece) - len(ALONE) > self._max_message:
+                            large = Large("", memoryview(piece)[len(ALONE) :])
+                            yield EncodedRun(lane.route, 1, FLAG_CLAIM, peers, large)
+                        else:
+                            yield EncodedRun(lane.route, count, 0, peers, piece)
                 at += len(part)
         except SenderError as error:
             error.blame(lane.source)
             raise
+
+    def _encode_large(self, lane: Lane, messages: Sequence[Any], peers: tuple[int, ...]) -> Iterator[EncodedRun]:
+        """Those that get claims are runs of their own, and what stands between them are runs as usual."""
+        part: list[Any] = []
+        for message in messages:
+            if isinstance(message, Large):
+                yield from self._encode(lane, part, peers)
+                yield EncodedRun(lane.route, 1, FLAG_CLAIM, peers, message)
+                part = []
+            else:
+                part.append(message)
+        yield from self._encode(lane, part, peers)
 
     def clear(self) -> None:
         """After a commit, and for a rollback: the buffered sends are gone, the lanes closed."""

@@ -38,6 +38,7 @@ class Limits:
 
     ring_bytes: int
     max_message_bytes: int
+    max_claim_bytes: int
     max_attempts: int
     outbox_limit_bytes: int
     batch: int

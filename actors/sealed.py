@@ -49,8 +49,8 @@ def is_sealed(encoded: bytes | memoryview) -> bool:
     return len(encoded) > 0 and (encoded[0] in _HEADS or encoded[0] in _FIXED)
 
 
-def unseal(element: bytes | memoryview) -> Opened:
-    """Raises BadRecord for what is none."""
+def extension(element: bytes | memoryview) -> tuple[int, memoryview]:
+    """Type and data of a MessagePack ext. Raises BadRecord for what is none."""
     view = memoryview(element)
     if view and view[0] in _FIXED:
         at, length = 1, _FIXED[view[0]]
@@ -59,11 +59,19 @@ def unseal(element: bytes | memoryview) -> Opened:
         _, length = _HEADS[view[0]].unpack_from(view)
     else:
         raise BadRecord("not a message of a codec", len(view))
-    if len(view) != at + _TYPE_BYTES + length or view[at] != EXT or length < 1:
+    begin = at + _TYPE_BYTES
+    if len(view) != begin + length or length < 1:
         raise BadRecord("not a message of a codec", len(view))
-    begin = at + _TYPE_BYTES + 1
-    end = begin + view[begin - 1]
-    name = bytes(view[begin:end]).decode("latin-1")
-    if end > len(view) or not NAME.fullmatch(name):
-        raise BadRecord("the name of its codec cannot be read", len(view))
-    return Opened(name, view[end:])
+    return view[at], view[begin:]
+
+
+def unseal(element: bytes | memoryview) -> Opened:
+    """Raises BadRecord for what is none."""
+    kind, data = extension(element)
+    if kind != EXT:
+        raise BadRecord("not a message of a codec", len(data))
+    end = 1 + data[0]
+    name = bytes(data[1:end]).decode("latin-1")
+    if end > len(data) or not NAME.fullmatch(name):
+        raise BadRecord("the name of its codec cannot be read", len(data))
+    return Opened(name, data[end:])

@@ -27,7 +27,7 @@ from actors.exits import ExitStatus
 from actors.gateway import Gateway
 from actors.hang import limits_of
 from actors.housekeeping import Housekeeping
-from actors.identity import Exit, WorkerEnd
+from actors.identity import Exit, WorkerEnd, stale_prefix
 from actors.letters_running import change_running
 from actors.letters_running import serve as serve_letters
 from actors.log_collect import Collector
@@ -46,9 +46,9 @@ from actors.stacks import stacks
 from actors.supervisor import FIRST_LOOK, LONGEST_LOOK, Supervisor
 from actors.system_errors import BadReply, Overridden, StartFailed, SystemClosed
 from actors.user_account import accounts_of
-from actors.wiring import Wires, attach_board, attach_ring, connect, create_segments
+from actors.wiring import Wires, attach_board, attach_ring, connect, create_segments, open_claims
 from actors.worker import Boot, main, make_endpoint, open_journal, snapshot
-from bus import Block, Field, Segment, Text, WorkerState
+from bus import Block, Field, Segment, Text, WorkerState, remove_stale
 
 if TYPE_CHECKING:
     from actors.letter_commands import Action
@@ -291,6 +291,8 @@ class System:
             self._wires.undo.append(journal.close)
         house = Housekeeping(endpoint, lambda: snapshot(names, endpoint, None, self._session))
         endpoint.epoch = 1 if journal is None else journal.epoch
+        endpoint.claims = open_claims(plan, GATEWAY, run_id, directory, endpoint.epoch)
+        self._wires.undo.append(endpoint.claims.close)
         block.set(Field.EPOCH, endpoint.epoch)
         block.set(Field.PID, os.getpid())
         block.set(Field.STATE, WorkerState.RUNNING)
@@ -421,4 +423,6 @@ class System:
         for segment in self._segments:
             segment.close()
             segment.unlink()
+        if self.plan.level == "memory":
+            remove_stale(stale_prefix(self._identity))  # claims: nobody is left to look at them
         self._directory.close()

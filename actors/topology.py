@@ -59,7 +59,9 @@ class Topology:
                         message survives once it is committed
     directory           where journals are kept; by default a directory of the user's, by the topology's name
     ring_bytes          size of the ring between two workers, a power of two
-    max_message_bytes   largest message, encoded
+    max_message_bytes   largest message, encoded, that goes through a ring
+    max_claim_bytes     largest message of all: what is larger than max_message_bytes goes by claim check, in a file
+                        that its sender writes and its receivers map; 0: nothing does
     max_attempts        how often a message may fail or kill its worker before it becomes a dead letter
     outbox_limit_bytes  how much a worker may have waiting for its receivers before its sources are paused
     batch               most messages in one transaction
@@ -86,6 +88,7 @@ class Topology:
         directory: str | os.PathLike[str] | None = None,
         ring_bytes: int = 1 << 20,
         max_message_bytes: int = 256 << 10,
+        max_claim_bytes: int = 1 << 30,
         max_attempts: int = 3,
         outbox_limit_bytes: int = 4 << 20,
         batch: int = 2048,
@@ -106,6 +109,7 @@ class Topology:
         numbers = {
             "ring_bytes": ring_bytes,
             "max_message_bytes": max_message_bytes,
+            "max_claim_bytes": max_claim_bytes,
             "max_attempts": max_attempts,
             "outbox_limit_bytes": outbox_limit_bytes,
             "batch": batch,

@@ -50,6 +50,7 @@ def _class_of(value: Any) -> type[Handler] | None:
 _NUMBERS: Mapping[str, tuple[type, int]] = {
     "ring_bytes": (int, 4096),
     "max_message_bytes": (int, 1),
+    "max_claim_bytes": (int, 0),
     "max_attempts": (int, 1),
     "outbox_limit_bytes": (int, 1),
     "batch": (int, 1),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from actors.claims import Claims
+from actors.claims_in_memory import MemoryClaims
+from actors.claims_on_disk import DiskClaims
 from actors.endpoint import Endpoint
-from actors.identity import segment_name
+from actors.identity import segment_name, segment_prefix
 from actors.plan import GATEWAY, Edge, Plan
 from bus import Board, Ring, Segment, board_size, format_ring, ring_size
 
@@ -82,6 +86,13 @@ def connect(endpoint: Endpoint, plan: Plan, me: str, run_id: str, board: Board, 
         )
     if me != GATEWAY:
         endpoint.overload.watch(board.block(name) for name in sorted(plan.component_of(me)) if name != me)
+
+
+def open_claims(plan: Plan, me: str, run_id: str, journal: str | os.PathLike[str], epoch: int) -> Claims:
+    """Where the large messages of one peer lie: in shared memory, or beside its journal."""
+    if plan.level == "memory":
+        return MemoryClaims(me, segment_prefix(run_id), plan.peers, epoch)
+    return DiskClaims(me, journal, epoch, plan.level == "power")
 
 
 def attach_ring(run_id: str, edge: Edge, wires: Wires) -> Ring:

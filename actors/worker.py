@@ -36,7 +36,7 @@ from actors.process import arm_parent_death, inherited
 from actors.resume import RUNTIME, SESSION, Names
 from actors.sources import Sources
 from actors.system_errors import HandlerFailed, MessageFailed, TopologyChanged
-from actors.wiring import Wires, attach_board, connect
+from actors.wiring import Wires, attach_board, connect, open_claims
 from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Progress, Text, WorkerState, max_record
 from persist import Journal, JournalFull, JournalLocked, JournalPoisoned, PersistError, Recovered, Retain, Snapshot
 from persist.files import Directory
@@ -144,6 +144,8 @@ class Worker:
         names = Names(plan, boot.worker)
         journal, recovered = open_journal(plan, names, Path(boot.journal), boot.epoch, suspect, endpoint, self._files)
         # failpoint: journal-opened
+        endpoint.epoch = boot.epoch if journal is None else journal.epoch
+        endpoint.claims = open_claims(plan, boot.worker, boot.run_id, boot.journal, endpoint.epoch)
         context = Context(Progress(self._cells, Field.BUSY_SEQ, Field.BUSY_SINCE_NS))
         busy = self._cells
         log_worker.handlers_run_here(
@@ -161,7 +163,6 @@ class Worker:
                 one.restore(recovered.states.get(one.name), recovered.tables.get(one.name))
         dispatcher = Dispatcher(plan, endpoint, hosted, outgoing, inlets, context, attempts, boot.session)
         house = Housekeeping(endpoint, lambda: snapshot(names, endpoint, dispatcher, boot.session))
-        endpoint.epoch = boot.epoch if journal is None else journal.epoch
         self._block.set(Field.EPOCH, endpoint.epoch)
         # failpoint: epoch-told
         endpoint.resume(journal, recovered)
@@ -311,12 +312,17 @@ def assemble(
     """The handlers of a worker and their routing tables: lanes out, inlets in."""
     limits = plan.limits
     run_bytes = min(RUN_BYTES, limits.max_message_bytes, max_record(limits.ring_bytes) - RUN.size)
-    outgoing = Outgoing(limits.max_message_bytes, run_bytes)
+    outgoing = Outgoing(limits.max_message_bytes, run_bytes, limits.max_claim_bytes)
     peers = {link.name: link.index for link in endpoint.links}
     codecs: dict[type, RunCodec] = {}
 
     def codec(message_type: type) -> RunCodec:
         return codecs.setdefault(message_type, run_codec(plan, message_type))
+
+    def reading(message_type: type) -> RunCodec:
+        made = inlet_codec(plan, message_type)
+        made.redeem = endpoint.claims.redeem
+        return made
 
     hosted: dict[str, Hosted] = {}
     for index, handler in enumerate(worker.handlers):
@@ -332,7 +338,7 @@ def assemble(
         here = [hosted[name] for name in route.targets if name in hosted]
         if here and route.message is not None:
             calls = [(one, one.plan.description.handles[route.message]) for one in here]
-            inlets[route.id] = Inlet(inlet_codec(plan, route.message), route.type_name, calls)
+            inlets[route.id] = Inlet(reading(route.message), route.type_name, calls)
     return outgoing, inlets, list(hosted.values())
 
 

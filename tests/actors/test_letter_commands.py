@@ -33,6 +33,7 @@ def test_requeued_is_removed_and_carried_over_as_a_run_of_one_message() -> None:
     assert (found.removed, found.problems) == ([(1, 1)], [""])
     (run,) = found.runs
     assert (run.route, run.length, run.flags, run.peers) == (4, 1, FLAG_REQUEUED, (ME,))
+    assert isinstance(run.body, bytes)
     assert msgspec.msgpack.decode(run.body) == [[7]]
     assert unpack_header(header(1, run.length, run.route, run.flags)) == (1, 1, 4, FLAG_REQUEUED)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from actors import careful, dispatch, endpoint, gateway, hosted, wiring, worker
+from actors import careful, codec_runs, dispatch, endpoint, gateway, hosted, wiring, worker
 from actors import system as system_module
+from actors.claims import Claims
 from actors.codec import FLAG_ASK, StateCodec
 from actors.endpoint import Endpoint
 from actors.gateway import Gateway
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 SESSION = "51e5510a"
 IDLE = 0.25  # seconds; who waits so long waits to be woken
+
+
+def no_claims(plan: Plan, me: str, *given: object) -> Claims:
+    return Claims(me)
 
 
 class SimJournal(Journal):
@@ -74,10 +79,11 @@ def simulated(scene: Scene, clock: Clock) -> Iterator[None]:
         return current().endpoint(plan, me, block)
 
     with (
-        mock.patch.multiple(worker, Journal=SimJournal, RunCodec=codec, time=clock, make_endpoint=make_endpoint),
+        mock.patch.multiple(worker, Journal=SimJournal, time=clock, make_endpoint=make_endpoint, open_claims=no_claims),
+        mock.patch.object(codec_runs, "RunCodec", codec),
         mock.patch.object(worker, "Progress", PyProgress),
         mock.patch.object(system_module, "make_endpoint", make_endpoint),
-        mock.patch.object(gateway, "RunCodec", codec),
+        mock.patch.object(system_module, "open_claims", no_claims),
         mock.patch.object(journal_module, "DirectoryLock", lambda *given: current().lock(*given)),
         mock.patch.object(writer_module, "AHEAD_BYTES", 2048),
         mock.patch.object(wiring, "attach_ring", lambda *given: current().ring(*given)),
