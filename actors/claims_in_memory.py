@@ -19,6 +19,7 @@ import mmap
 import os
 import struct
 import sys
+import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -68,12 +69,14 @@ class _Slot:
 class MemoryClaims(Claims):
     """`prefix`: of the names of all segments of the run; `peers`: all names, by index."""
 
-    def __init__(self, owner: str, prefix: str, peers: Sequence[str], epoch: int) -> None:
+    def __init__(self, owner: str, prefix: str, peers: Sequence[str]) -> None:
         super().__init__(owner)
         self._index = {name: index for index, name in enumerate(peers)}
         self._prefix = prefix
         self._header = -(-(_HEAD.size + len(peers) * _EDGE.size) // PAGE) * PAGE
-        self._next = epoch << 32
+        # A number is never used again, also not by the next incarnation: who has the file of an earlier one mapped
+        # would take it for this.
+        self._next = time.monotonic_ns()
         self._slots: dict[int, _Slot] = {}
         self._spare: deque[_Slot] = deque()  # the last one was used last
         self._spare_bytes = 0
@@ -122,10 +125,7 @@ class MemoryClaims(Claims):
         """All of its space is really there, or OSError and nothing is."""
         self._next += 1
         path, size = self._path(self.owner, self._next), self._header + capacity
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except FileExistsError:  # left by an incarnation of the same epoch, which never told it
-            return self._new(capacity)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(descriptor, 0, size)

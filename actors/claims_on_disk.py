@@ -120,10 +120,8 @@ class DiskClaims(Claims):
                 if send.flags & FLAG_CLAIM:
                     self.hold(link, send.edges[0][1], ticket_of(send.body))
         self._count(dead, 1)
-        # failpoint: claims-counted
         for number in there.difference(self._sizes):
             self._remove(number)
-            # failpoint: claim-forgotten
 
 
 def _name(number: int) -> str:

@@ -25,7 +25,6 @@ from actors.sealed import is_sealed, unseal
 from actors.tickets import ticket_in
 from persist import NamedDeadLetter, PersistError, read
 
-
 SHOWN_BYTES = 1 << 20  # of a message that is not in the letter itself; of a longer one the first bytes are shown
 
 

@@ -91,7 +91,7 @@ def connect(endpoint: Endpoint, plan: Plan, me: str, run_id: str, board: Board, 
 def open_claims(plan: Plan, me: str, run_id: str, journal: str | os.PathLike[str], epoch: int) -> Claims:
     """Where the large messages of one peer lie: in shared memory, or beside its journal."""
     if plan.level == "memory":
-        return MemoryClaims(me, segment_prefix(run_id), plan.peers, epoch)
+        return MemoryClaims(me, segment_prefix(run_id), plan.peers)
     return DiskClaims(me, journal, epoch, plan.level == "power")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from actors import careful, codec_runs, dispatch, endpoint, gateway, hosted, wiring, worker
+from actors import careful, codec_runs, dispatch, endpoint, hosted, wiring, worker
 from actors import system as system_module
 from actors.claims import Claims
 from actors.codec import FLAG_ASK, StateCodec

@@ -28,7 +28,7 @@ WAYS = {
             "board-attached", "pid-told", "journal-locked", "journal-recovered", "journal-adopted", "incarnation-begun",
             "journal-opened", "epoch-told", "watermark-told", "resume-acknowledged", "links-restored", "republished",
             "gate-reached", "gate-passed", "on-start-before", "on-start-after", "session-told", "worker-running",
-            "backlog-refilled", "ring-rewound",
+            "backlog-refilled", "ring-rewound", "claims-recovered",
         ),
         RESTART,
     ),
@@ -41,7 +41,10 @@ WAYS = {
     "attempt-counted": Way(WORKER, "poison", 12),
     "handlers-made": Way(WORKER, "worker", 4),
     **dict.fromkeys(("own-taken", "own-acknowledged"), Way(WORKER, "carry", 3)),
-    **dict.fromkeys(("dead-letter-made", "dead-letter-buried"), Way(WORKER, "poison", 2)),
+    **dict.fromkeys(("dead-letter-made", "dead-letter-buried", "claim-kept"), Way(WORKER, "poison", 2)),
+    **dict.fromkeys(
+        ("claim-made", "claim-written", "claim-synced", "claim-redeemed", "claim-freeing", "claim-freed"), Way(most=8)
+    ),
     "backlog-spilled": Way(WORKER, "pile", 6),
     "tail-cut": Way(WORKER, "tear", 2),
     "start-committed": Way(WORKER, "session", 2),

@@ -2,7 +2,7 @@
 
     source --Item--> left  --Part--> join --Token--> ping <--Token--> pong
            \\-Item--> right --Part--/   |               \\--Done--> sink <--Outside, Poison-- the program
-                                     Count --> tally, in the same worker
+                                     Count --> tally, in the same worker, <--Bulk-- left
 
 At level `power`, with short segments, small rings and outboxes, so that journals rotate, rings fill and backlogs spill
 all the time. The program around it sends, asks, and now and then sends what no handler can stand.
@@ -19,11 +19,12 @@ from pathlib import Path
 
 from actors import AskTimeout, Message, System, SystemClosed, Topology, handle
 from actors.plan import Plan
+from actors.tickets import ticket_in
 from bus import RING_IMPLEMENTATION
-from persist import journal
+from persist import journal, read
 from tests.torture import topology as plain
 from tests.torture.hook import FailpointError, switchboard
-from tests.torture.oracle import judge, judge_ledgers, outside_problems
+from tests.torture.oracle import BULK_EVERY, judge, judge_ledgers, outside_problems
 from tests.torture.outside import Sent, remembered
 from tests.torture.topology import Done, Finish, Item, Look, Outside, Part, Recorder, Seen, Token
 
@@ -35,17 +36,26 @@ SETTLE = 30.0
 ATTEMPTS = 12
 BROKEN = 3  # exit status: the gateway refuses to go on; what was accepted is not to be lost
 FRAMES = 48  # of a segment
+LARGE = 3000  # bytes: more than goes through a ring
 
 
 class Poison(Message):
-    """No handler can stand it: it becomes a dead letter."""
+    """No handler can stand it: it becomes a dead letter, and keeps its claim."""
 
     n: int
+    data: bytes = bytes(LARGE)
 
 
 class Count(Message):
     stream: str
     n: int
+
+
+class Bulk(Message):
+    """Too large for a ring."""
+
+    n: int
+    data: bytes
 
 
 class Source(plain.Source):
@@ -70,6 +80,8 @@ class Left(plain.Left):
         if switchboard().flag("pile") and not switchboard().flag("rest"):
             time.sleep(0.002)
         super().on_item(item)
+        if item.n % BULK_EVERY == 0:
+            self.send(Bulk(item.n, bytes(LARGE + item.n % LARGE)))
 
 
 class Join(plain.Join):
@@ -93,6 +105,11 @@ class Tally(Recorder):
     def on_counts(self, counts: list[Count]) -> None:
         for count in counts:
             self.take(count.stream, count.n)
+
+    @handle
+    def on_bulk(self, bulk: Bulk) -> None:
+        assert len(bulk.data) == LARGE + bulk.n % LARGE
+        self.take("bulk", bulk.n, step=BULK_EVERY)
 
 
 class Sink(plain.Sink, retry_first=0.001, retry_max=0.004):
@@ -147,6 +164,7 @@ def topology(directory: Path) -> Topology:
     app.route("right", Part, to="join")
     app.route("join", Token, to="ping")
     app.route("join", Count, to="tally")
+    app.route("left", Bulk, to="tally")
     app.route("ping", Token, to="pong")
     app.route("pong", Token, to="ping")
     app.route("ping", Done, to="sink")
@@ -230,11 +248,24 @@ def serve(plan: Plan, folder: Path) -> None:
     told.set()
     program.stop()
     wrong: list[str] = []
+    items = 0
     if sessions := board.flag("finish"):
         wrong, items = settle(system, folder, sessions)
-        (folder / "verdict").write_text(json.dumps({"wrong": wrong, "items": items}))
     system.stop(drain=not wrong)
+    if sessions:
+        wrong += claims_left(folder) if not wrong else []
+        (folder / "verdict").write_text(json.dumps({"wrong": wrong, "items": items}))
     os._exit(0)
+
+
+def claims_left(folder: Path) -> list[str]:
+    """Nothing but what dead letters keep."""
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*.claim")}
+    wanted = set()
+    for path in (folder / "run" / "journals").iterdir():
+        tickets = [ticket_in(letter.body) for letter in read(path).dead]
+        wanted |= {f"run/journals/{one.owner}/{one.number:016x}.claim" for one in tickets if one is not None}
+    return [] if there == wanted else [f"claims left: {sorted(there - wanted)}, lost: {sorted(wanted - there)}"]
 
 
 def settle(system: System, folder: Path, sessions: int) -> tuple[list[str], int]:
