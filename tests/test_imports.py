@@ -27,8 +27,8 @@ PURE = {
         "control_protocol", "control_view",
         "declaration", "errors", "exits", "fingerprint", "handler", "handler_policy", "hang", "letter_commands",
         "log_record", "message", "naming", "outgoing", "pause_request", "plan", "process_options", "reasons", "replies",
-        "restart", "resume", "sealed", "sends", "shipping", "supervision", "system_errors", "table", "validate",
-        "validate_codecs", "validate_options", "validate_preload", "validate_supervision",
+        "restart", "resume", "sealed", "sends", "shipping", "supervision", "system_errors", "table", "tickets",
+        "validate", "validate_codecs", "validate_options", "validate_preload", "validate_supervision",
     },
 }  # fmt: skip
 ACTING = {

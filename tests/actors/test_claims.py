@@ -28,6 +28,7 @@ from actors.letters_stopped import change_stopped
 from actors.links import Link
 from actors.rundir import RunDirectory
 from actors.tickets import Large, Ticket, ticket_in, ticket_of
+from bus import Cell
 from persist.errors import JournalFull
 from persist.format import DeadLetter, Send
 
@@ -187,6 +188,45 @@ def test_memory_that_nobody_looks_at_is_used_again_and_no_other() -> None:
                 os.unlink(f"/dev/shm/{name}")
 
 
+class Ring:
+    """Of which only the acknowledgement cell is looked at."""
+
+    def __init__(self, acked: int) -> None:
+        self.acked = acked
+
+    def get(self, cell: int) -> int:
+        assert cell == Cell.ACK
+        return self.acked
+
+
+def test_without_a_journal_the_next_incarnation_holds_what_rings_may_still_have() -> None:
+    prefix = f"ringleader-claims{os.getpid()}-"
+    before, theirs = MemoryClaims("a", prefix, PEERS), MemoryClaims("b", prefix, PEERS)
+    links = [link_to(index) for index in range(3)]
+    try:
+        tickets = [sent(before, content(n), (links[2], n), (links[0], n)) for n in range(1, 5)]
+        own = sent(before, content(9), (links[1], 1))  # carried over in its process only
+        dead = before.keep(tickets[0].element())
+        again: list[Any] = [link_to(index) for index in range(3)]
+        again[0].producing, again[2].producing = Ring(4), Ring(2)
+        after = MemoryClaims("a", prefix, PEERS)
+        after.recover(again, None, ())
+        assert after.held == tickets[2].size + tickets[3].size
+        assert [digest(theirs.redeem(one)) for one in tickets[2:]] == [digest(content(n)) for n in (3, 4)]
+        for gone in (tickets[0], tickets[1], own, ticket_in(dead)):
+            assert gone is not None
+            with pytest.raises(BadRecord):
+                MemoryClaims("b", prefix, PEERS).redeem(gone)
+        after.acknowledged(again[2], 3)
+        after.acknowledged(again[2], 4)
+        assert after.held == 0
+        assert sent(after, content(5), (again[2], 5)).number in {one.number for one in tickets[2:]}
+    finally:
+        for name in os.listdir("/dev/shm"):
+            if name.startswith(prefix):
+                os.unlink(f"/dev/shm/{name}")
+
+
 def test_what_was_not_committed_is_gone(place: Callable[..., Claims], tmp_path: Path) -> None:
     mine = place("a")
     ticket = ticket_of(mine.stake(Large("", content(1)), [(2, 1)]))
@@ -285,14 +325,16 @@ def test_what_can_be_pickled_beside_the_pickle_is_not_copied() -> None:
 
 
 class Source(Handler):
-    """Sends as many as there are."""
+    """Sends so many, once the file `gate` is there."""
 
     state: Done
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, gate: str = "/") -> None:
+        self.count, self.gate = count, gate
 
     def on_loop(self) -> float | None:
+        if not os.path.exists(self.gate):
+            return 0.01
         n = len(self.state.items)
         if n == self.count:
             return float("inf")
@@ -437,7 +479,7 @@ def test_without_claims_the_limit_is_that_of_the_ring(directory: Path) -> None:
 @pytest.mark.parametrize("level", ["memory", "process"])
 def test_a_receiver_that_takes_nothing_bounds_what_lies_in_claims(directory: Path, level: str) -> None:
     app = Topology("claims", directory=directory, durability=level, outbox_limit_bytes=MIB)
-    app.worker("from", source=Source.spec(60))
+    app.worker("from", source=Source.spec(60, str(directory / "gate")))
     app.worker("work", sink=Sink)
     app.route("source", Blob, to="sink")
     app.external("sink", Get, Text, bytes, Frame)
@@ -445,6 +487,7 @@ def test_a_receiver_that_takes_nothing_bounds_what_lies_in_claims(directory: Pat
     app.codec(Frame, PICKLE)
     with app.start() as system:
         system.pause("work")
+        (directory / "gate").touch()
         until(lambda: len(there(directory)) >= 4, "claims", 30)
         time.sleep(0.2)  # it could send all of it meanwhile
         assert len(there(directory)) <= 12
