@@ -155,7 +155,10 @@ class RunCodec:
         if len(encoded) > max(in_ring, largest):
             raise MessageTooLarge(self.type_name, len(encoded), max(in_ring, largest))
         if self._plain is None or not self._plain([message]):
-            self.check_run(self.join([encoded]))
+            try:
+                self._decode_one(encoded)
+            except Exception:
+                self.check_run(self.join([encoded]))  # tells what is wrong
         return encoded if len(encoded) <= in_ring else Large("", encoded)
 
     def calling(self, method: Callable[[Any], object], batch: bool) -> Callable[[Any], object]:

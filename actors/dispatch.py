@@ -223,7 +223,7 @@ class Dispatcher:
                 if not self._handle(arrival, skip):
                     return arrivals[number:]
             room -= arrival.length
-            if room <= 0:
+            if room <= 0 or self._outgoing.heavy:
                 return arrivals[number + 1 :]
         return ()
 
@@ -464,7 +464,7 @@ class Dispatcher:
                 if pause is None and silent:
                     pause = LOOP_PAUSE
                 calls -= 1
-                if pause or calls <= 0 or time.monotonic() >= until:
+                if pause or calls <= 0 or outgoing.heavy or time.monotonic() >= until:
                     break
             return self.prepare(), pause
         except Exception:

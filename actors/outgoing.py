@@ -16,6 +16,8 @@ from actors.errors import SenderError, UnroutedMessage
 from actors.plan import Route
 from actors.tickets import ALONE, Large
 
+HEAVY_BYTES = 1 << 20
+
 
 class EncodedRun(NamedTuple):
     """What a commit takes: `length` messages of one route in `body`, for the given peers (indexes)."""
@@ -107,6 +109,7 @@ class Outgoing:
         self._max_message = max_message_bytes
         self._max_claim = max_claim_bytes  # what is over max_message_bytes gets a claim, up to this
         self._max_run = max_run_bytes
+        self._large = 0  # bytes that wait for their claims
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
 
@@ -137,8 +140,9 @@ class Outgoing:
             except SenderError as error:
                 error.blame(lane.source)
                 raise
-            if isinstance(body, Large) and not codec.late:
-                lane.large = True
+            if isinstance(body, Large):
+                self._large += body.size
+                lane.large = not codec.late
             return message if codec.late else body
 
         return blamed if lane.local or not codec.late else lambda message: message
@@ -161,6 +165,11 @@ class Outgoing:
     def sent(self) -> int:
         """Grows with every send of the transaction (runs count too: only comparing two readings makes sense)."""
         return len(self._runs) + len(self.local) + sum(len(lane.messages) for lane in self._open.values())
+
+    @property
+    def heavy(self) -> bool:
+        """It is time to commit: what waits for claims is in this process's memory until then."""
+        return self._large >= HEAVY_BYTES
 
     def __bool__(self) -> bool:
         return bool(self._runs or self.local)
@@ -229,6 +238,7 @@ class Outgoing:
         for lane in self._open.values():
             lane.close()
         self._open.clear()
+        self._large = 0
         self._runs.clear()
         self.local.clear()
 

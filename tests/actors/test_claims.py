@@ -264,11 +264,9 @@ def test_no_room_is_a_refusal_that_leaves_nothing(
     def full(*given: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    from persist import files as journal_files
-
     claims = place("a")
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr(journal_files, "_fallocate", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(JournalFull):
         claims.stake(Large("", content(1)), [(2, 1)])
     assert files(tmp_path) == 0
