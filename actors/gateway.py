@@ -169,8 +169,7 @@ class Gateway:
         codec = self._codecs.get(type(message))
         if codec is None:
             codec = self._codecs[type(message)] = run_codec(self._plan, type(message))
-        limits = self._plan.limits
-        encoded = codec.encode_alone(message, limits.max_message_bytes, limits.max_claim_bytes)
+        encoded = codec.encode_alone(message, self._plan.limits.max_message_bytes, self._plan.largest_claim)
         return encoded if isinstance(encoded, Large) else codec.join([encoded])
 
     def _check_open(self) -> None:

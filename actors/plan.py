@@ -157,6 +157,16 @@ class Plan:
                 found[worker.name] = "/".join(path)
         return found
 
+    @property
+    def one_user(self) -> bool:
+        """Nobody runs as another user, so that everyone may read the files of everyone."""
+        return all(worker.process.user is None for worker in self.workers)
+
+    @property
+    def largest_claim(self) -> int:
+        """The largest message that goes by claim check; 0 if none does."""
+        return self.limits.max_claim_bytes if self.one_user else 0
+
     def codec(self, message: type) -> Codec | None:
         """What messages of this class are encoded by; None for MessagePack."""
         return self._codecs.get(message)

@@ -90,6 +90,8 @@ def connect(endpoint: Endpoint, plan: Plan, me: str, run_id: str, board: Board, 
 
 def open_claims(plan: Plan, me: str, run_id: str, journal: str | os.PathLike[str], epoch: int) -> Claims:
     """Where the large messages of one peer lie: in shared memory, or beside its journal."""
+    if not plan.one_user:
+        return Claims(me)  # who runs as another user may not read what the others write
     if plan.level == "memory":
         return MemoryClaims(me, segment_prefix(run_id), plan.peers)
     return DiskClaims(me, journal, epoch, plan.level == "power")

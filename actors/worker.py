@@ -312,7 +312,7 @@ def assemble(
     """The handlers of a worker and their routing tables: lanes out, inlets in."""
     limits = plan.limits
     run_bytes = min(RUN_BYTES, limits.max_message_bytes, max_record(limits.ring_bytes) - RUN.size)
-    outgoing = Outgoing(limits.max_message_bytes, run_bytes, limits.max_claim_bytes)
+    outgoing = Outgoing(limits.max_message_bytes, run_bytes, plan.largest_claim)
     peers = {link.name: link.index for link in endpoint.links}
     codecs: dict[type, RunCodec] = {}
 

@@ -28,6 +28,7 @@ from actors.letters_stopped import change_stopped
 from actors.links import Link
 from actors.rundir import RunDirectory
 from actors.tickets import Large, Ticket, ticket_in, ticket_of
+from actors.wiring import open_claims
 from bus import Cell
 from persist.errors import JournalFull
 from persist.format import DeadLetter, Send
@@ -472,6 +473,17 @@ def test_without_claims_the_limit_is_that_of_the_ring(directory: Path) -> None:
         with pytest.raises(MessageTooLarge) as caught:
             system.send("sink", Blob(1, bytes(300 * KIB)))
         assert caught.value.limit == 256 * KIB
+
+
+def test_where_a_worker_runs_as_another_user_nothing_goes_by_claim_check(tmp_path: Path) -> None:
+    app = Topology("claims")
+    app.worker("work", picky=Picky)
+    app.external("picky")
+    assert app.compile().largest_claim == 1 << 30
+    app.process("work", user=os.getuid())
+    plan = app.compile()
+    assert plan.largest_claim == 0
+    assert type(open_claims(plan, "work", "0123abcd", tmp_path / "journal", 1)) is Claims
 
 
 @pytest.mark.parametrize("level", ["memory", "process"])
