@@ -106,6 +106,8 @@ class Outgoing:
         self._max_run = max_run_bytes
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
+        self._rows: set[int] = set()  # peers to which rows were sent
+        self.row_bytes = 0  # that were reserved
 
     def sender(self, handler: str, puts: Puts) -> Callable[[Any], None]:
         """The `send` of one handler. Raises UnroutedMessage for a type that no route takes from it."""
@@ -158,6 +160,18 @@ class Outgoing:
     def add(self, run: EncodedRun) -> None:
         """A run encoded elsewhere (a reply). Its edges carry nothing else that it could overtake."""
         self._runs.append(run)
+
+    def add_rows(self, lane: Lane, runs: Iterable[EncodedRun]) -> None:
+        """Runs of rows, behind all that was sent before; what is sent after them begins a run of its own."""
+        for peer in lane.peers:
+            if peer in self._open:
+                self._open.pop(peer).close()
+        self._rows.update(lane.peers)
+        self._runs.extend(runs)
+
+    def is_unused(self, peer: int) -> bool:
+        """Nothing was sent to it."""
+        return peer not in self._open and peer not in self._rows
 
     @property
     def sent(self) -> int:
@@ -214,6 +228,8 @@ class Outgoing:
             lane.close()
         self._open.clear()
         self._runs.clear()
+        self._rows.clear()
+        self.row_bytes = 0
         self.local.clear()
 
 

@@ -23,6 +23,7 @@ from actors.codec_runs import inlet_codec, run_codec
 from actors.dispatch import Dispatcher
 from actors.endpoint import Endpoint
 from actors.exits import WorkerExit
+from actors.fixed import FixedMessage
 from actors.hosted import Context, Hosted
 from actors.housekeeping import Housekeeping
 from actors.inlets import Inlet
@@ -31,11 +32,13 @@ from actors.log_worker import Levels
 from actors.opened import Opened
 from actors.outgoing import Lane, Outgoing, Puts
 from actors.pausing import Pausing
-from actors.plan import Plan, WorkerPlan
+from actors.plan import GATEWAY, Plan, WorkerPlan
 from actors.process import arm_parent_death, inherited
+from actors.reserving import Reserver
 from actors.resume import RUNTIME, SESSION, Names
 from actors.sources import Sources
 from actors.system_errors import HandlerFailed, MessageFailed, TopologyChanged
+from actors.views import Views
 from actors.wiring import Wires, attach_board, connect
 from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Progress, Text, WorkerState, max_record
 from persist import Journal, JournalFull, JournalLocked, JournalPoisoned, PersistError, Recovered, Retain, Snapshot
@@ -150,7 +153,8 @@ class Worker:
             lambda: (context.handler, context.message_id() if busy[Field.BUSY_PEER] else ""),
         )
         mine = plan.worker(boot.worker)
-        outgoing, inlets, hosted = assemble(plan, mine, endpoint, context)
+        views = Views()
+        outgoing, inlets, hosted = assemble(plan, mine, endpoint, context, views)
         attempts = dict(boot.attempts)
         again = self._block.get(Field.SESSION) == session_number(boot.session)
         if recovered is not None and journal is not None:
@@ -159,7 +163,7 @@ class Worker:
             again = recovered.tables.get(RUNTIME, {}).get(SESSION) == boot.session.encode()
             for one in hosted:
                 one.restore(recovered.states.get(one.name), recovered.tables.get(one.name))
-        dispatcher = Dispatcher(plan, endpoint, hosted, outgoing, inlets, context, attempts, boot.session)
+        dispatcher = Dispatcher(plan, endpoint, hosted, outgoing, inlets, context, attempts, boot.session, views)
         house = Housekeeping(endpoint, lambda: snapshot(names, endpoint, dispatcher, boot.session))
         endpoint.epoch = boot.epoch if journal is None else journal.epoch
         self._block.set(Field.EPOCH, endpoint.epoch)
@@ -306,7 +310,7 @@ def open_journal(
 
 
 def assemble(
-    plan: Plan, worker: WorkerPlan, endpoint: Endpoint, context: Context
+    plan: Plan, worker: WorkerPlan, endpoint: Endpoint, context: Context, views: Views
 ) -> tuple[Outgoing, dict[int, Inlet], list[Hosted]]:
     """The handlers of a worker and their routing tables: lanes out, inlets in."""
     limits = plan.limits
@@ -314,6 +318,8 @@ def assemble(
     outgoing = Outgoing(limits.max_message_bytes, run_bytes)
     peers = {link.name: link.index for link in endpoint.links}
     codecs: dict[type, RunCodec] = {}
+    record = max_record(limits.ring_bytes) - RUN.size
+    reserver = Reserver(outgoing, views, endpoint.reserve, record, record // 2)
 
     def codec(message_type: type) -> RunCodec:
         return codecs.setdefault(message_type, run_codec(plan, message_type))
@@ -321,18 +327,25 @@ def assemble(
     hosted: dict[str, Hosted] = {}
     for index, handler in enumerate(worker.handlers):
         puts: Puts = {}
+        fixed: dict[type, Lane] = {}
         for route in plan.routes_from(handler.name):
             assert route.message is not None
             targets = plan.target_peers(route)
             remote = tuple(sorted(peers[name] for name in targets if name != worker.name))
-            Lane(route, codec(route.message), remote, worker.name in targets, outgoing, puts)
-        hosted[handler.name] = Hosted(index, handler, outgoing.sender(handler.name, puts), context)
+            lane = Lane(route, codec(route.message), remote, worker.name in targets, outgoing, puts)
+            if issubclass(route.message, FixedMessage):
+                fixed[route.message] = lane
+        send, reserve = outgoing.sender(handler.name, puts), reserver.of(handler.name, fixed)
+        hosted[handler.name] = Hosted(index, handler, send, reserve, context)
     inlets: dict[int, Inlet] = {}
     for route in plan.routes:
         here = [hosted[name] for name in route.targets if name in hosted]
         if here and route.message is not None:
             calls = [(one, one.plan.description.handles[route.message]) for one in here]
-            inlets[route.id] = Inlet(inlet_codec(plan, route.message), route.type_name, calls)
+            if issubclass(route.message, FixedMessage) and route.source != GATEWAY:
+                endpoint.rows.add(route.id)
+                endpoint.links[peers[plan.source_peer(route)]].lends = True
+            inlets[route.id] = Inlet(inlet_codec(plan, route.message, views), route.type_name, calls)
     return outgoing, inlets, list(hosted.values())
 
 
