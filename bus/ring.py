@@ -172,7 +172,8 @@ class Ring:
             raise
 
     def take_views(self, max_records: int, max_bytes: int, /) -> list[memoryview]:
-        """The same records where they are, as read-only views: after `release` they may show something else."""
+        """The same records where they are, as read-only views: after `release` they may show something else. The C ring
+        takes at most 256 at a time."""
         self._require_open()
         words, data, capacity, limit, mask = self._words, self._data, self.capacity, self.max_record, self.capacity - 1
         cursor, tail = self._cursor, self._position(_TAIL)
