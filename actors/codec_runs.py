@@ -17,7 +17,7 @@ import msgspec
 from actors.codec import RunCodec, summary
 from actors.codecs import Codec
 from actors.errors import BadMessage, BadRecord, CodecRefused
-from actors.fixed import FixedMessage
+from actors.fixed import is_fixed
 from actors.fixed_runs import FixedInlet, FixedRuns
 from actors.message import Message, type_name
 from actors.plan import Plan
@@ -29,7 +29,7 @@ _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 def run_codec(plan: Plan, type_: type) -> RunCodec:
     """For sending messages of this class, and for reading a single one."""
-    if issubclass(type_, FixedMessage):
+    if is_fixed(type_):
         return FixedRuns(type_)
     codec = plan.codec(type_)
     return RunCodec(type_) if codec is None else CodecRuns(type_, codec)
@@ -37,7 +37,7 @@ def run_codec(plan: Plan, type_: type) -> RunCodec:
 
 def inlet_codec(plan: Plan, type_: type, views: Views) -> RunCodec:
     """For handing messages of this class to handlers. What it lends them is noted in `views`."""
-    if issubclass(type_, FixedMessage):
+    if is_fixed(type_):
         return FixedInlet(type_, views)
     codec = plan.codec(type_)
     return RunCodec(type_) if codec is None else CodecInlet(type_, codec)

@@ -41,7 +41,7 @@ from persist.format import DeadLetter
 INLINE_LIMIT = 10_000  # messages between handlers of the worker in one transaction; the rest is carried over
 # After which a batch is committed, so that the control lane is looked at however slow handlers are.
 BATCH_NS = 20_000_000
-ROW_BYTES = 1 << 18  # of rows, after which on_loop is not called once more in the same transaction
+ROW_BYTES = 1 << 16  # of rows, after which on_loop is not called once more in the same transaction
 LOOP_PAUSE = 0.01  # before the next call of an on_loop that sent nothing and did not say
 
 

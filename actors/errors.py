@@ -205,8 +205,8 @@ class ViewEscaped(RingleaderError):
     def __str__(self) -> str:
         who = " or ".join(map(repr, self.handlers))
         return (
-            f"handler {who} kept rows of {', '.join(self.types)}, or a view of them, beyond the call that they were lent"
-            f" to: keep a copy, as in `rows.copy()` or `rows['price'].copy()`, and let go of the view"
+            f"handler {who} kept rows of {', '.join(self.types)}, or a view of them, beyond the call that they were"
+            f" lent to: keep a copy, as in `rows.copy()` or `rows['price'].copy()`, and let go of the view"
         )
 
 
@@ -219,8 +219,8 @@ class LayoutMismatch(RingleaderError):
 
     def __str__(self) -> str:
         return (
-            f"the layout of {self.type} is {self.expected} here, but {self.where} it is {self.found}: give both the same"
-            f" class; a changed layout needs a class of another name, or a system that was drained before"
+            f"the layout of {self.type} is {self.expected} here, but {self.where} it is {self.found}: give both the"
+            f" same class; a changed layout needs a class of another name, or a system that was drained before"
         )
 
 

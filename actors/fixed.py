@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import operator
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeGuard, TypeVar
 
 from msgspec.structs import fields
 
@@ -61,7 +61,7 @@ class _DType:
 
 
 class FixedMessage(Message):
-    """Base of messages of a fixed layout: fields are numbers of a size (`u1` to `f8`), bool, bytes and arrays of a size.
+    """Base of messages of a fixed layout: fields are numbers of a size (`u1` to `f8`), bool, bytes and small arrays.
 
     Bytes come without the zeros at their end. `Tick.dtype` is what NumPy knows the layout by.
     """
@@ -70,6 +70,11 @@ class FixedMessage(Message):
 
 
 F = TypeVar("F", bound=FixedMessage)
+
+
+def is_fixed(type_: object) -> TypeGuard[type[FixedMessage]]:
+    return isinstance(type_, type) and issubclass(type_, FixedMessage)
+
 
 if TYPE_CHECKING:
 
@@ -99,7 +104,7 @@ def layout_of(cls: type[FixedMessage]) -> Layout:
 
 def layout_text(cls: type) -> str:
     """Of a class of fixed messages; empty for others."""
-    return layout_of(cls).text if issubclass(cls, FixedMessage) else ""
+    return layout_of(cls).text if is_fixed(cls) else ""
 
 
 @cache
@@ -119,10 +124,10 @@ def dtype_of(cls: type[FixedMessage]) -> np.dtype[np.void]:
 @cache
 def record_of(cls: type[FixedMessage]) -> np.dtype[np.void]:
     """The same, whose items have the fields as attributes: NumPy's own records take ten times as long for that."""
-    np = numpy()
+    module = numpy()
     attributes = {field.name: property(operator.itemgetter(field.name)) for field in layout_of(cls).fields}
-    record = type(cls.__name__, (np.void,), {"__slots__": (), "__module__": cls.__module__, **attributes})
-    made: np.dtype[np.void] = np.dtype((record, dtype_of(cls)))
+    record = type(cls.__name__, (module.void,), {"__slots__": (), "__module__": cls.__module__, **attributes})
+    made: np.dtype[np.void] = module.dtype((record, dtype_of(cls)))
     return made
 
 

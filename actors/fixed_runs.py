@@ -102,9 +102,7 @@ class FixedRuns(RunCodec):
         try:
             return self.layout.pack([getattr(message, name) for name in self.type.__struct_fields__])
         except Misfit as misfit:
-            raise BadMessage(
-                index, self.type_name, summary(misfit.value), misfit.reason, misfit.field
-            ) from misfit
+            raise BadMessage(index, self.type_name, summary(misfit.value), misfit.reason, misfit.field) from misfit
 
 
 class FixedInlet(FixedRuns):

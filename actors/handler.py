@@ -29,8 +29,8 @@ from msgspec.structs import fields
 
 from actors.annotations import Unresolved, alternatives, evaluate, local_names, module_names, own, settle
 from actors.errors import NotRunning
-from actors.fixed import F, FixedMessage, Rows
 from actors.fingerprint import type_text
+from actors.fixed import F, FixedMessage, Rows, is_fixed
 from actors.handler_policy import ATTRIBUTE
 from actors.handler_policy import problems as policy_problems
 from actors.message import Message, State, check_encodable, check_type, is_immutable
@@ -79,14 +79,15 @@ class Handler:
         """
         self._not_running("send")
 
-    def reserve(self, message: type[F], count: int) -> AbstractContextManager[Rows[F]]:
+    def reserve(self, message: type[F], count: int, *, zeroed: bool = True) -> AbstractContextManager[Rows[F]]:
         """So many rows of a fixed message, to be written in place, and sent like any message when the block ends.
 
             with self.reserve(Tick, 1000) as rows:
                 rows["price"] = prices
 
-        They are zeros in the beginning. A block that is left by an exception sends nothing. Neither the rows nor a view
-        of them may be kept: that is ViewEscaped, and the transaction is rolled back. Raises UnroutedMessage;
+        They are zeros in the beginning; with `zeroed=False` they are whatever was there before, which takes less time
+        and is for those who write every field. A block that is left by an exception sends nothing. Neither the rows nor
+        a view of them may be kept: that is ViewEscaped, and the transaction is rolled back. Raises UnroutedMessage;
         TooManyRows, which says how many one transaction may send.
         """
         self._not_running("reserve")
@@ -302,14 +303,10 @@ def _annotated_types(method: FunctionType, local: Mapping[str, Any]) -> tuple[An
     if origin is not list and origin is not Rows:
         return (_NotAList(declared),)
     inner = alternatives(typing.get_args(declared)[0])
-    rows = [_is_fixed(type_) for type_ in inner]
+    rows = [is_fixed(type_) for type_ in inner]
     if any(one is not (origin is Rows) for one in rows):
         return (_NotAList(declared),)
     return inner
-
-
-def _is_fixed(type_: Any) -> bool:
-    return isinstance(type_, type) and issubclass(type_, FixedMessage)
 
 
 def _closed_over(function: FunctionType) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Hosted:
         index: int,
         plan: HandlerPlan,
         send: Callable[[Any], None],
-        reserve: Callable[[type, int], Any],
+        reserve: Callable[..., Any],
         context: Context,
     ) -> None:
         self.index = index

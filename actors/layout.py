@@ -1,12 +1,12 @@
 """The layout of fixed messages: where each field stands in a row, as text, as a fingerprint, as bytes.
 
-    layout       :=  { field, field, ...; N bytes }                e.g.  {symbol S16 @0, price f8 @16, size u4 @24; 32 bytes}
+    layout       :=  { field, field, ...; N bytes }            {symbol S16 @0, price f8 @16, size u4 @24; 32 bytes}
     field        :=  name kind @offset                             kind: bool u1..u8 i1..i8 f4 f8, Sn for n bytes; f8[4]
     fingerprint  :=  0xC1 | 7 bytes of BLAKE2b of the text
 
 Fields stand in the order of their declaration, little endian, each at a multiple of its size as in C, and a row is a
-multiple of 8 bytes. Two classes have the same layout exactly if the texts are equal. 0xC1 begins nothing in MessagePack,
-so what a fingerprint begins is told apart from an encoded array by its first byte.
+multiple of 8 bytes. Two classes have the same layout exactly if the texts are equal. 0xC1 begins nothing in
+MessagePack, so what a fingerprint begins is told apart from an encoded array by its first byte.
 
 Pure, and needs no NumPy.
 """
@@ -180,7 +180,8 @@ def parse(text: str) -> Layout | None:
 
 def kind_of(type_: Any) -> tuple[str, int | None]:
     """(kind, count) of a declared type. Raises BadField."""
-    plain, marks = type_, ()
+    plain = type_
+    marks: tuple[Scalar | Size, ...] = ()
     if typing.get_origin(type_) is Annotated:
         plain, *rest = typing.get_args(type_)
         marks = tuple(mark for mark in rest if isinstance(mark, (Scalar, Size)))
@@ -207,13 +208,13 @@ def kind_of(type_: Any) -> tuple[str, int | None]:
     raise BadField(f"{text} has no fixed layout: use bool, a number as f8, Annotated[bytes, Size(16)], tuple[f8, f8]")
 
 
-def _count(marks: tuple[Any, ...], what: str, example: str) -> int:
-    sizes = [mark.count for mark in marks if isinstance(mark, Size)]
-    if len(sizes) != 1 or len(marks) != 1:
+def _count(marks: tuple[Scalar | Size, ...], what: str, example: str) -> int:
+    if len(marks) != 1 or not isinstance(marks[0], Size):
         raise BadField(f"{what} has no size: declare it as in {example}")
-    if type(sizes[0]) is not int or sizes[0] < 1:
-        raise BadField(f"Size({sizes[0]!r}) is not a number of at least 1")
-    return int(sizes[0])
+    count: object = marks[0].count
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise BadField(f"Size({count!r}) is not a number of at least 1")
+    return count
 
 
 def _check(field: Field, value: Any) -> None:

@@ -2,8 +2,8 @@
 
     with self.reserve(Tick, n) as rows: ...
 
-The rows are zeros in the beginning. They leave with the transaction, in order with everything else that it sends; a
-block that is left by an exception sends nothing. They are written
+The rows are zeros in the beginning, unless that is not wanted. They leave with the transaction, in order with everything
+else that it sends; a block that is left by an exception sends nothing. They are written
 
 - in the ring itself, where nothing has to be written before (level memory), one worker is to get them, and the ring has
   room for them behind all that was sent to it before. They become visible by the commit, which moves the tail;
@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from actors.errors import TooManyRows, UnroutedMessage
-from actors.fixed import FixedMessage, dtype_of, numpy
+from actors.fixed import dtype_of, is_fixed, numpy
 from actors.fixed_runs import FixedRuns, elements
 from actors.layout import FINGERPRINT
 from actors.outgoing import EncodedRun, Lane, LocalSend, Outgoing
@@ -55,11 +55,11 @@ class Reserver:
     ) -> None:
         self.outgoing, self.views, self.in_place, self.record, self.piece = outgoing, views, in_place, record, piece
 
-    def of(self, handler: str, lanes: Mapping[type, Lane]) -> Callable[[type, int], Reservation]:
+    def of(self, handler: str, lanes: Mapping[type, Lane]) -> Callable[..., Reservation]:
         """The `reserve` of one handler."""
 
-        def reserve(message: type, count: int) -> Reservation:
-            if not isinstance(message, type) or not issubclass(message, FixedMessage):
+        def reserve(message: type, count: int, *, zeroed: bool = True) -> Reservation:
+            if not is_fixed(message):
                 text = getattr(message, "__name__", None) or repr(message)
                 raise TypeError(f"reserve({text}, ...): rows are of subclasses of FixedMessage; use send()")
             if not isinstance(count, int) or isinstance(count, bool):
@@ -73,7 +73,7 @@ class Reserver:
             largest = max(0, MOST_BYTES - self.outgoing.row_bytes) // lane.codec.layout.size
             if count > largest:
                 raise TooManyRows(lane.codec.type_name, count, largest, handler)
-            return Reservation(self, lane, lane.codec, count)
+            return Reservation(self, lane, lane.codec, count, zeroed)
 
         return reserve
 
@@ -81,11 +81,12 @@ class Reserver:
 class Reservation:
     """The context manager; good for one `with`."""
 
-    def __init__(self, reserver: Reserver, lane: Lane, codec: FixedRuns, count: int) -> None:
+    def __init__(self, reserver: Reserver, lane: Lane, codec: FixedRuns, count: int, zeroed: bool) -> None:
         self._reserver = reserver
         self._lane = lane
         self._codec = codec
         self._count = count
+        self._zeroed = zeroed
         self._place: InPlace | None = None
         self._buffer = bytearray()
         self._entered = False
@@ -110,7 +111,8 @@ class Reservation:
         body[:FINGERPRINT] = codec.fingerprint
         if self._place is not None:
             self._place.lent(weakref.ref(rows), codec.type_name, lane.source)
-            rows.view("u1").fill(0)
+            if self._zeroed:
+                rows.view("u1").fill(0)
         self._rows = reserver.views.lend(rows, codec.type_name, shared=False)
         return rows
 
@@ -130,7 +132,7 @@ class Reservation:
         if lane.peers:
             outgoing.add_rows(lane, [EncodedRun(lane.route, *run) for run in self._runs()])
         if lane.local:
-            outgoing.local.extend(LocalSend(lane, one) for one in elements(self._buffer, count))
+            outgoing.local.extend(LocalSend(lane, one) for one in elements(memoryview(self._buffer), count))
 
     def _runs(self) -> list[Any]:
         codec, peers, body = self._codec, self._lane.peers, self._buffer

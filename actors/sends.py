@@ -34,9 +34,9 @@ def constructed(cls: type, action: str, coded: Container[type] = ()) -> tuple[ty
 def reserved(cls: type) -> tuple[type, ...]:
     """The same for `self.reserve(Tick, ...)`."""
     found: dict[type, None] = {}
-    for owner, name in ((one, name) for one in reversed(cls.__mro__) for name in vars(one)):
-        method = vars(owner)[name]
-        if isinstance(method, FunctionType) and getattr(cls, name, None) is method:
+    for name in dict.fromkeys(name for one in reversed(cls.__mro__) for name in vars(one)):
+        method = inspect.getattr_static(cls, name)
+        if isinstance(method, FunctionType):
             found.update(dict.fromkeys(_constructed_in(inspect.unwrap(method), "reserve", ())))
     return tuple(found)
 

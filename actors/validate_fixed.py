@@ -6,18 +6,20 @@ from collections.abc import Iterable, Iterator
 
 from actors.declaration import Declaration
 from actors.errors import MissingNumPy, Problem
-from actors.fixed import FixedMessage, layout_of, layout_problems, numpy
+from actors.fixed import is_fixed, layout_of, layout_problems, numpy
 from actors.message import check_encodable
 
 
 def fixed_problems(declaration: Declaration, used: Iterable[type]) -> Iterator[Problem]:
     """`used`: the message classes that are routed, handled, sent."""
-    fixed = [type_ for type_ in dict.fromkeys(used) if issubclass(type_, FixedMessage) and not check_encodable(type_)]
+    fixed = [type_ for type_ in dict.fromkeys(used) if is_fixed(type_) and not check_encodable(type_)]
     for type_ in fixed:
         name = type_.__name__
         if type_ in declaration.coded:
             text = f"{name} is a FixedMessage and has a codec"
-            yield Problem("bad-layout", name, text, "its layout is how it is encoded: make it a Message, or drop the codec")
+            yield Problem(
+                "bad-layout", name, text, "its layout is how it is encoded: make it a Message, or drop the codec"
+            )
         texts = layout_problems(type_)
         for text in texts:
             yield Problem("bad-layout", name, f"fixed message {name}: field {text}")

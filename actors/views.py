@@ -1,6 +1,6 @@
 """Rows lent to handlers: how it is noticed that one, or a view of one, outlives the call that it was lent to.
 
-A view of a NumPy array, in whatever way it was made (a slice, a column, a record, a memoryview), keeps that array alive.
+A view of a NumPy array, however it was made (a slice, a column, a record, a memoryview), keeps that array alive.
 The runtime keeps none of what it lends, only weak references; so when the handlers have returned, whatever still lives
 was kept by them. Then:
 

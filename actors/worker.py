@@ -22,8 +22,9 @@ from actors.codec import RUN, RunCodec
 from actors.codec_runs import inlet_codec, run_codec
 from actors.dispatch import Dispatcher
 from actors.endpoint import Endpoint
+from actors.errors import LayoutMismatch
 from actors.exits import WorkerExit
-from actors.fixed import FixedMessage
+from actors.fixed import is_fixed, layout_text
 from actors.hosted import Context, Hosted
 from actors.housekeeping import Housekeeping
 from actors.inlets import Inlet
@@ -38,10 +39,21 @@ from actors.reserving import Reserver
 from actors.resume import RUNTIME, SESSION, Names
 from actors.sources import Sources
 from actors.system_errors import HandlerFailed, MessageFailed, TopologyChanged
+from actors.takeover import refuse_other_layouts
 from actors.views import Views
 from actors.wiring import Wires, attach_board, connect
 from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Progress, Text, WorkerState, max_record
-from persist import Journal, JournalFull, JournalLocked, JournalPoisoned, PersistError, Recovered, Retain, Snapshot
+from persist import (
+    Journal,
+    JournalFull,
+    JournalLocked,
+    JournalPoisoned,
+    PersistError,
+    Recovered,
+    Retain,
+    Snapshot,
+    UnknownName,
+)
 from persist.files import Directory
 
 IDLE_WAIT = 0.25  # seconds; a worker with nothing to do looks around this often
@@ -104,7 +116,7 @@ def exit_for(error: BaseException, state: WorkerState) -> WorkerExit:
             return WorkerExit.JOURNAL_POISONED
         case JournalFull():
             return WorkerExit.NO_SPACE
-        case PersistError() | TopologyChanged():
+        case PersistError() | TopologyChanged() | LayoutMismatch():
             return WorkerExit.JOURNAL_REFUSED  # trying again would find the same
         case MemoryError() | OSError(errno=errno.ENOMEM) if state is WorkerState.RECOVERING:
             return WorkerExit.START_FAILED  # its memory limit has no room for its rings
@@ -306,7 +318,11 @@ def open_journal(
         return snapshot
 
     retain = Retain(plan.limits.retain_bytes or None, plan.limits.retain_seconds or None)
-    return Journal.open(directory, epoch=epoch, level=plan.level, retain=retain, make_snapshot=first, files=files)
+    try:
+        return Journal.open(directory, epoch=epoch, level=plan.level, retain=retain, make_snapshot=first, files=files)
+    except UnknownName as unknown:
+        refuse_other_layouts(plan, unknown.names)
+        raise
 
 
 def assemble(
@@ -324,6 +340,7 @@ def assemble(
     def codec(message_type: type) -> RunCodec:
         return codecs.setdefault(message_type, run_codec(plan, message_type))
 
+    check_layouts(plan)
     hosted: dict[str, Hosted] = {}
     for index, handler in enumerate(worker.handlers):
         puts: Puts = {}
@@ -333,7 +350,7 @@ def assemble(
             targets = plan.target_peers(route)
             remote = tuple(sorted(peers[name] for name in targets if name != worker.name))
             lane = Lane(route, codec(route.message), remote, worker.name in targets, outgoing, puts)
-            if issubclass(route.message, FixedMessage):
+            if is_fixed(route.message):
                 fixed[route.message] = lane
         send, reserve = outgoing.sender(handler.name, puts), reserver.of(handler.name, fixed)
         hosted[handler.name] = Hosted(index, handler, send, reserve, context)
@@ -342,11 +359,19 @@ def assemble(
         here = [hosted[name] for name in route.targets if name in hosted]
         if here and route.message is not None:
             calls = [(one, one.plan.description.handles[route.message]) for one in here]
-            if issubclass(route.message, FixedMessage) and route.source != GATEWAY:
+            if is_fixed(route.message) and route.source != GATEWAY:
                 endpoint.rows.add(route.id)
                 endpoint.links[peers[plan.source_peer(route)]].lends = True
             inlets[route.id] = Inlet(inlet_codec(plan, route.message, views), route.type_name, calls)
     return outgoing, inlets, list(hosted.values())
+
+
+def check_layouts(plan: Plan) -> None:
+    """LayoutMismatch if a class, imported here, has another layout than it had where the system was started."""
+    for route in plan.routes:
+        if route.message is not None and (here := layout_text(route.message)) != route.layout:
+            where = "in the topology that this system was started with"
+            raise LayoutMismatch(route.type_name, here, route.layout, where)
 
 
 def snapshot(names: Names, endpoint: Endpoint, dispatcher: Dispatcher | None, session: str) -> Snapshot:
