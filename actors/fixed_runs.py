@@ -118,7 +118,13 @@ class FixedInlet(FixedRuns):
 
     def decode_run(self, body: bytes | memoryview) -> Any:
         if not is_rows(body):  # what was a dead letter
-            return self._together([self.decode_one(memoryview(one)) for one in _split(body)])
+            try:
+                encoded = _split(body)
+            except msgspec.MsgspecError as error:
+                raise BadRecord(f"not a run of {self.type_name}: {error}", len(body)) from error
+            if not encoded:
+                raise BadRecord(f"an empty run of {self.type_name}", len(body))
+            return self._together([self.decode_one(memoryview(one)) for one in encoded])
         view = memoryview(body)
         return self._lent(self.check(view), shared=not isinstance(view.obj, (bytes, bytearray)))
 

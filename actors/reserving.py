@@ -2,8 +2,8 @@
 
     with self.reserve(Tick, n) as rows: ...
 
-The rows are zeros in the beginning, unless that is not wanted. They leave with the transaction, in order with everything
-else that it sends; a block that is left by an exception sends nothing. They are written
+The rows are zeros in the beginning, unless that is not wanted. They leave with the transaction, in order with all else
+that it sends; a block that is left by an exception sends nothing. They are written
 
 - in the ring itself, where nothing has to be written before (level memory), one worker is to get them, and the ring has
   room for them behind all that was sent to it before. They become visible by the commit, which moves the tail;
