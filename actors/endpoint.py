@@ -378,6 +378,7 @@ class Endpoint:
         send: Send = entry.payload
         header = pack_header(entry.first, entry.count, send.route, send.flags)
         if link.place is not None:  # its run is the first behind what was published
+            assert send.body is link.place  # type: ignore[comparison-overlap]
             # failpoint: place-publish
             link.place.publish(header)
             link.place = None

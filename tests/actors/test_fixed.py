@@ -224,7 +224,9 @@ def test_what_was_reserved_together_is_one_array(
 def test_rows_keep_their_place_among_all_that_a_transaction_sends(tmp_path: Path, level: str) -> None:
     with app(tmp_path, level).start() as system:
         system.send("feed", Go((0, 10, 0, 5, 5, 0)))
+        all_rows(system, 20)  # so that each of them is a transaction
         system.send("feed", Go((7, 0, 3), 20))
+        all_rows(system, 30)
         system.send("feed", Go((4, 4), 30, how="inside"))
         found = all_rows(system, 38)
         assert found.wrong == 0
@@ -245,6 +247,25 @@ def test_a_slow_receiver_gets_everything(tmp_path: Path) -> None:
         for turn in range(20):
             system.send("feed", Go((150, 50), 200 * turn))
         whole(all_rows(system, 4000), 4000)
+
+
+class Held(Sink):
+    """Waits at a Mark for a file to be there."""
+
+    def on_mark(self, mark: Mark) -> None:
+        until(Path(self.keep).exists, "the gate", 30)
+
+
+def test_rows_do_not_overtake_those_for_which_there_was_no_room(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    made = app(tmp_path, "memory", sink=Held, keep=str(gate), ring_bytes=1 << 14, max_message_bytes=1 << 12)
+    with made.start() as system:
+        block = system.block("source")
+        for number, steps in enumerate([(0,), (170,), (170,), (170,), (5,), (5,)]):
+            system.send("feed", Go(steps, 170 * min(max(number - 1, 0), 3) + 5 * max(number - 4, 0)))
+            until(lambda: block.get(Field.HANDLED) == number + 1, "its handling")  # noqa: B023
+        gate.touch()
+        whole(all_rows(system, 520), 520)
 
 
 class Asked(Handler):
