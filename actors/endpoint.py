@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 from actors.codec import FLAG_COMMAND, RUN, pack_header, unpack_header
 from actors.in_place import RingPlace
@@ -376,14 +377,14 @@ class Endpoint:
     @staticmethod
     def _push(link: Link, ring: Ring, entry: Entry) -> bool:
         send: Send = entry.payload
-        header = pack_header(entry.first, entry.count, send.route, send.flags)
+        header, body = pack_header(entry.first, entry.count, send.route, send.flags), cast("Any", send.body)
         if link.place is not None:  # its run is the first behind what was published
-            assert send.body is link.place  # type: ignore[comparison-overlap]
+            assert body is link.place
             # failpoint: place-publish
             link.place.publish(header)
             link.place = None
             return True
-        return ring.push(header, send.body)
+        return ring.push(header, body)
 
     def _refill(self, link: Link) -> None:
         """The backlog is on disk: the next part of it comes back from the journal."""

@@ -256,9 +256,18 @@ class Held(Sink):
         until(Path(self.keep).exists, "the gate", 30)
 
 
+class Echoed(Feed):
+    @handle
+    def on_mark(self, mark: Mark) -> None: ...
+
+
 def test_rows_do_not_overtake_those_for_which_there_was_no_room(tmp_path: Path) -> None:
+    """In a cycle, where who has sent too much goes on all the same."""
     gate = tmp_path / "gate"
-    made = app(tmp_path, "memory", sink=Held, keep=str(gate), ring_bytes=1 << 14, max_message_bytes=1 << 12)
+    made = app(
+        tmp_path, "memory", sink=Held, feed=Echoed, keep=str(gate), ring_bytes=1 << 14, max_message_bytes=1 << 12
+    )
+    made.route("sink", Mark, to="feed")
     with made.start() as system:
         block = system.block("source")
         for number, steps in enumerate([(0,), (170,), (170,), (170,), (5,), (5,)]):
