@@ -27,7 +27,8 @@ from actors.answers import Answers
 from actors.attempts import GiveUp, Tolerance, Wait, next_step
 from actors.codec import FLAG_ASK, FLAG_COMMAND
 from actors.endpoint import Endpoint
-from actors.errors import CodecRefused
+from actors.errors import CodecRefused, LayoutMismatch
+from actors.fixed_runs import elements, is_rows
 from actors.inlets import Inlet
 from actors.links import Arrival, Link
 from actors.system_errors import MessageFailed
@@ -133,6 +134,8 @@ class Careful:
     def _raws(arrival: Arrival) -> Sequence[memoryview | bytes | msgspec.Raw]:
         if arrival.flags & FLAG_COMMAND:
             return [arrival.body]
+        if is_rows(arrival.body):
+            return list(elements(arrival.body, arrival.length))
         return msgspec.msgpack.decode(arrival.body, type=list[msgspec.Raw])
 
     def _alone(self, arrival: Arrival, seq: int, raw: bytes) -> bool:
@@ -168,7 +171,7 @@ class Careful:
         tolerance = self._tolerances.get(route, self._default)
         count = self.attempts.get(key, 0) + 1
         reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, CodecRefused):
+        if isinstance(error, (CodecRefused, LayoutMismatch)):
             self._refused.add(key)
         elif tolerance.crash:
             # The death counts, and nothing here: the message is still in progress.

@@ -44,7 +44,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
-def unpack_header(record: bytes) -> tuple[int, int, int, int]:
+def unpack_header(record: bytes | memoryview) -> tuple[int, int, int, int]:
     """(first sequence number, count, route, flags)"""
     if len(record) < RUN.size:
         raise BadRecord(f"shorter than the {RUN.size} bytes of its header", len(record))
@@ -160,6 +160,11 @@ class RunCodec:
             except Exception:
                 self.check_run(self.join([encoded]))  # tells what is wrong
         return encoded if len(encoded) <= in_ring else Large("", encoded)
+
+    def each(self, messages: Any) -> list[Any]:
+        """What `decode_run` returned, one by one."""
+        found: list[Any] = messages
+        return found
 
     def calling(self, method: Callable[[Any], object], batch: bool) -> Callable[[Any], object]:
         """What is called with each of what `decode_run` returned, or with a list of them, for a handler's method."""

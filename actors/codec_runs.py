@@ -17,22 +17,29 @@ import msgspec
 from actors.codec import RunCodec, summary
 from actors.codecs import Codec
 from actors.errors import BadMessage, BadRecord, CodecRefused, MessageTooLarge
+from actors.fixed import is_fixed
+from actors.fixed_runs import FixedInlet, FixedRuns
 from actors.message import Message, type_name
 from actors.plan import Plan
 from actors.sealed import head
 from actors.tickets import Large
+from actors.views import Views
 
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
 def run_codec(plan: Plan, type_: type) -> RunCodec:
     """For sending messages of this class, and for reading a single one."""
+    if is_fixed(type_):
+        return FixedRuns(type_)
     codec = plan.codec(type_)
     return RunCodec(type_) if codec is None else CodecRuns(type_, codec)
 
 
-def inlet_codec(plan: Plan, type_: type) -> RunCodec:
-    """For handing messages of this class to handlers."""
+def inlet_codec(plan: Plan, type_: type, views: Views) -> RunCodec:
+    """For handing messages of this class to handlers. What it lends them is noted in `views`."""
+    if is_fixed(type_):
+        return FixedInlet(type_, views)
     codec = plan.codec(type_)
     return RunCodec(type_) if codec is None else CodecInlet(type_, codec)
 

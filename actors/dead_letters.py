@@ -18,7 +18,9 @@ import msgspec
 from actors.claims_on_disk import beginning
 from actors.codecs import JSON
 from actors.errors import BadRecord, RingleaderError
+from actors.fixed_runs import NAME as FIXED
 from actors.identity import Identity
+from actors.layout import FINGERPRINT, parse
 from actors.plan import GATEWAY
 from actors.rundir import JOURNALS, RunDirectory, RunDirectoryError
 from actors.sealed import is_sealed, unseal
@@ -176,7 +178,7 @@ def _journals(path: Path, identity: Identity) -> list[str]:
 def _letter(worker: str, path: Path, letter: NamedDeadLetter, tracebacks: bool, payloads: bool) -> DeadLetterStatus:
     source = letter.route[0]
     codec, size, encoded = _opened(letter.body, path)
-    payload, as_hex = _payload(codec, encoded) if payloads else (None, "")
+    payload, as_hex = _payload(codec, encoded, letter.route[1]) if payloads else (None, "")
     return DeadLetterStatus(
         id=f"{letter.peer}/{letter.seq}",
         worker=worker,
@@ -208,9 +210,14 @@ def _opened(body: bytes, journal: Path) -> tuple[str, int, bytes | memoryview]:
     return "", len(body), body
 
 
-def _payload(codec: str, encoded: bytes | memoryview) -> tuple[Any, str]:
-    """As a value that JSON can carry, or else as hexadecimal text. Nothing is decoded that could be code."""
+def _payload(codec: str, encoded: bytes | memoryview, route: str = "") -> tuple[Any, str]:
+    """As a value that JSON can carry, or else as hexadecimal text. Nothing is decoded that could be code. `route`: the
+    name of the type, with its layout if it has one."""
     try:
+        if codec == FIXED and (layout := parse(route[route.find("{") :])) is not None:
+            if encoded[:FINGERPRINT] != layout.fingerprint:
+                return None, encoded.hex()
+            return {name: _shown(value) for name, value in layout.unpack(encoded[FINGERPRINT:]).items()}, ""
         if codec == JSON.name:
             return msgspec.json.decode(encoded), ""
         if codec:
@@ -219,3 +226,12 @@ def _payload(codec: str, encoded: bytes | memoryview) -> tuple[Any, str]:
         return msgspec.json.decode(msgspec.json.encode(value)), ""
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
         return None, encoded.hex()
+
+
+def _shown(value: Any) -> Any:
+    """Of a field of a fixed message: bytes as text where they are ASCII, else as hexadecimal text."""
+    if isinstance(value, tuple):
+        return [_shown(one) for one in value]
+    if not isinstance(value, bytes):
+        return value
+    return value.decode() if value.isascii() and value.decode().isprintable() else value.hex()

@@ -25,6 +25,7 @@ from actors.answers import Answers
 from actors.careful import Careful
 from actors.codec import FLAG_ASK, FLAG_COMMAND, FLAG_REQUEUED
 from actors.endpoint import Endpoint
+from actors.errors import ViewEscaped
 from actors.hosted import Context, Hosted
 from actors.inlets import Inlet
 from actors.letter_commands import Effect, effect
@@ -32,6 +33,7 @@ from actors.links import Arrival
 from actors.outgoing import EncodedRun, Lane, Outgoing
 from actors.plan import Plan
 from actors.resume import SESSION
+from actors.views import Views
 from bus import Field
 from persist.errors import JournalFull
 from persist.format import DeadLetter
@@ -67,6 +69,7 @@ class Dispatcher:
         context: Context,
         attempts: dict[tuple[int, int], int],
         session: str,
+        views: Views,
     ) -> None:
         self.hosted = list(hosted)
         self._plan = plan
@@ -76,6 +79,7 @@ class Dispatcher:
         self._context = context
         self._cells = endpoint.cells
         self._session = session.encode()
+        self._views = views
         self._touched: set[Hosted] = set()
         self._progress = context.progress
         self._began = (0, 0)  # (peer index, seq) of the last message of the run at hand
@@ -179,6 +183,8 @@ class Dispatcher:
             arrivals = careful.run(arrivals, self._until)
         else:
             arrivals = self.batch(arrivals)
+        if kept := self._views.gone():
+            raise ViewEscaped(kept, tuple(one.name for one in self.hosted))
         self._cells[Field.BUSY_PEER] = 0
         self._endpoint.release({arrival.link for arrival in arrivals} if arrivals else ())
         return arrivals
@@ -252,7 +258,8 @@ class Dispatcher:
 
     def _handle_each(self, inlet: Inlet, messages: list[Any], first: int) -> int:
         """One by one until time is up; returns how many. The hot loop: what a message costs is decided here."""
-        progress, local = self._progress.begin(messages, first, self._until, inlet.exact), self._outgoing.local
+        each = inlet.codec.each(messages)
+        progress, local = self._progress.begin(each, first, self._until, inlet.exact), self._outgoing.local
         alone = inlet.calls[0] if len(inlet.calls) == 1 else None
         if alone:
             self._enter(alone[0])
@@ -286,7 +293,8 @@ class Dispatcher:
                 self._drain_local()
                 self._context.many = False
             else:
-                for message in self._progress.begin(given, first, sys.maxsize, inlet.exact):
+                each = inlet.codec.each(given)
+                for message in self._progress.begin(each, first, sys.maxsize, inlet.exact):
                     call(message)
                     self._drain_local()
                     self._enter(hosted)
@@ -397,6 +405,10 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------------------ transactions
     def prepare(self) -> Prepared:
+        if self._views:
+            self._progress.begin([], 0, 0, False)  # it holds the records of the last run
+            if kept := self._views.take_back():
+                raise ViewEscaped(kept, tuple(sorted(one.name for one in self._touched)))
         states: list[tuple[int, bytes]] = []
         keys: list[tuple[int, bytes, bytes | None]] = []
         for hosted in self._touched:
@@ -430,6 +442,8 @@ class Dispatcher:
         self._cells[Field.BUSY_HANDLER] = 0
         self._touched.clear()
         self._outgoing.clear()
+        self._endpoint.drop_places()
+        self._views.take_back()
         self._removed = []
         self._handled = 0
         self._budget = self._inline

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 from actors.claims import Claims
-from actors.codec import FLAG_CLAIM, RUN, pack_header, unpack_header
+from actors.codec import FLAG_CLAIM, FLAG_COMMAND, RUN, pack_header, unpack_header
+from actors.in_place import RingPlace
 from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
 from actors.overload import Overload
@@ -50,6 +52,8 @@ class Endpoint:
         self.epoch = 0
         self.overload = Overload(block, outbox_limit)
         self.claims = Claims(me)  # where large messages lie; whoever opens the journal puts the real one here
+        self.rows: set[int] = set()  # the routes whose runs are rows
+        self._places: list[Link] = []  # links with a place, which was not published or given up
         self._held = False
         self._changed = True  # what waits for the receivers may have, since it was weighed
         self._own_until = 0  # level memory: nothing is acknowledged before the own message with this number is consumed
@@ -128,11 +132,23 @@ class Endpoint:
             if (self.overload.paused and not link.inside) or link in but:
                 continue
             assert link.consuming is not None
+            if link.lends:
+                arrivals.extend(self._take_rows(link, link.consuming))
+                continue
             for record in link.consuming.take_many(TAKE_RECORDS, TAKE_BYTES):
                 # failpoint: records-taken
                 first, count, route, flags = unpack_header(record)
                 arrivals.append(Arrival(link, first, count, route, flags, memoryview(record)[RUN.size :]))
         return arrivals
+
+    def _take_rows(self, link: Link, ring: Ring) -> Iterator[Arrival]:
+        """Rows stay where they are, until `release`; everything else is copied."""
+        for view in ring.take_views(TAKE_RECORDS, TAKE_BYTES):
+            # failpoint: views-taken
+            first, count, route, flags = unpack_header(view)
+            body = view[RUN.size :]
+            arrivals = body if route in self.rows and not flags & FLAG_COMMAND else memoryview(bytes(body))
+            yield Arrival(link, first, count, route, flags, arrivals)
 
     def admit(self, arrival: Arrival) -> int:
         """How many messages of the arrival were consumed before; its whole count for a duplicate or a gap."""
@@ -167,6 +183,40 @@ class Endpoint:
         self.claims.withdraw()
         for link in self.links:
             link.inbound.rollback()
+
+    def reserve(self, peer: int, size: int) -> RingPlace | None:
+        """Room for the body of a run in the ring to this peer, where it comes next and there is no journal that it has
+        to be in before; else None."""
+        link = self.links[peer]
+        ring, outbound = link.producing, link.outbound
+        if self.journal is not None or ring is None or outbound.published != outbound.assigned:
+            return None
+        if RUN.size + size > ring.max_record or (link.place is not None and not self._give_up(link)):
+            return None
+        whole = ring.reserve(RUN.size + size)
+        if whole is None:
+            return None
+        # failpoint: place-reserved
+        link.place = RingPlace(ring, whole)
+        self._places.append(link)
+        return link.place
+
+    def drop_places(self) -> None:
+        """What is reserved will not be sent."""
+        for link in self._places:
+            if link.place is not None:
+                link.place.sent = False
+        self._places = [link for link in self._places if link.place is not None and not self._give_up(link)]
+
+    @staticmethod
+    def _give_up(link: Link) -> bool:
+        """The ring has its place again, if that is not sent and nobody can write to it any more."""
+        assert link.place is not None
+        if link.place.sent or link.place.lives:
+            return False
+        link.place.give_up()
+        link.place = None
+        return True
 
     def put_back(self) -> None:
         """What was taken and not released is new again."""
@@ -315,13 +365,16 @@ class Endpoint:
         ring, outbound = link.producing, link.outbound
         assert ring is not None
         moved = starved = False
+        if link.place is not None and not link.place.sent:
+            link.place.give_up()
+            link.place = None
         while True:
             if outbound.needs_refill:
                 self._refill(link)
             entry = outbound.peek()
             if entry is None:
                 break
-            if not self._push(ring, entry):
+            if not self._push(link, ring, entry):
                 if starved:
                     break
                 # Asks for a ring of the doorbell, then looks again: room may have come before the peer saw it.
@@ -345,9 +398,16 @@ class Endpoint:
         return moved
 
     @staticmethod
-    def _push(ring: Ring, entry: Entry) -> bool:
+    def _push(link: Link, ring: Ring, entry: Entry) -> bool:
         send: Send = entry.payload
-        return ring.push(pack_header(entry.first, entry.count, send.route, send.flags), send.body)
+        header, body = pack_header(entry.first, entry.count, send.route, send.flags), cast("Any", send.body)
+        if link.place is not None:  # its run is the first behind what was published
+            assert body is link.place
+            # failpoint: place-publish
+            link.place.publish(header)
+            link.place = None
+            return True
+        return ring.push(header, body)
 
     def _refill(self, link: Link) -> None:
         """The backlog is on disk: the next part of it comes back from the journal."""

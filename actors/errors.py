@@ -167,6 +167,64 @@ class CodecRefused(RingleaderError):
         )
 
 
+class MissingNumPy(RingleaderError, ImportError):
+    """Fixed messages are NumPy arrays, and NumPy cannot be imported here."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"fixed messages need NumPy, an extra: pip install 'ringleader[numpy]' ({self.reason})"
+
+
+class TooManyRows(SenderError):
+    """`reserve` was asked for more rows than one transaction may send."""
+
+    def __init__(self, type: str, count: int, largest: int, handler: str = "") -> None:  # noqa: A002
+        super().__init__(type, count, largest, handler)
+        self.type, self.count, self.largest, self.handler = type, count, largest, handler
+
+    def __str__(self) -> str:
+        return (
+            f"{self.sender} reserved {self.count} rows of {self.type}, and in this transaction there is room for"
+            f" {self.largest}: reserve fewer at a time, the rest in the next on_loop or for the next message"
+        )
+
+
+class ViewEscaped(RingleaderError):
+    """Rows, or something that shows them, outlived the call that they were lent to.
+
+    What it shows is memory that is used again, so it has to be gone when the handler returns: the transaction is rolled
+    back. `types` are the classes whose rows they are.
+    """
+
+    def __init__(self, types: tuple[str, ...], handlers: tuple[str, ...]) -> None:
+        super().__init__(tuple(types), tuple(handlers))
+        self.types, self.handlers = tuple(types), tuple(handlers)
+
+    def __str__(self) -> str:
+        who = " or ".join(map(repr, self.handlers))
+        return (
+            f"handler {who} kept rows of {', '.join(self.types)}, or a view of them, beyond the call that they were"
+            f" lent to: keep a copy, as in `rows.copy()` or `rows['price'].copy()`, and let go of the view"
+        )
+
+
+class LayoutMismatch(RingleaderError):
+    """Rows of a class are not laid out as this side declares them: `expected` is its layout, `found` the other's."""
+
+    def __init__(self, type: str, expected: str, found: str, where: str) -> None:  # noqa: A002
+        super().__init__(type, expected, found, where)
+        self.type, self.expected, self.found, self.where = type, expected, found, where
+
+    def __str__(self) -> str:
+        return (
+            f"the layout of {self.type} is {self.expected} here, but {self.where} it is {self.found}: give both the"
+            f" same class; a changed layout needs a class of another name, or a system that was drained before"
+        )
+
+
 class BadState(RingleaderError):
     """A durable state holds a value that cannot be encoded, or that does not fit its declared type when read back.
 

@@ -20,6 +20,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Container, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
@@ -28,10 +29,12 @@ from msgspec.structs import fields
 
 from actors.annotations import Unresolved, alternatives, evaluate, local_names, module_names, own, settle
 from actors.errors import NotRunning
+from actors.fingerprint import type_text
+from actors.fixed import F, FixedMessage, Rows, is_fixed
 from actors.handler_policy import ATTRIBUTE
 from actors.handler_policy import problems as policy_problems
 from actors.message import Message, State, check_encodable, check_type, is_immutable
-from actors.sends import constructed
+from actors.sends import constructed, reserved
 from actors.table import Table
 
 P = ParamSpec("P")
@@ -75,6 +78,19 @@ class Handler:
         change any more, just before the commit.
         """
         self._not_running("send")
+
+    def reserve(self, message: type[F], count: int, *, zeroed: bool = True) -> AbstractContextManager[Rows[F]]:
+        """So many rows of a fixed message, to be written in place, and sent like any message when the block ends.
+
+            with self.reserve(Tick, 1000) as rows:
+                rows["price"] = prices
+
+        They are zeros in the beginning; with `zeroed=False` they are whatever was there before, which takes less time
+        and is for those who write every field. A block that is left by an exception sends nothing. Neither the rows nor
+        a view of them may be kept: that is ViewEscaped, and the transaction is rolled back. Raises UnroutedMessage;
+        TooManyRows, which says how many one transaction may send.
+        """
+        self._not_running("reserve")
 
     def reply(self, message: object) -> None:
         """Answer the message being handled, if its sender waits for an answer (`system.ask`); once per message."""
@@ -140,6 +156,9 @@ def handle(method: Any = None, /, *, batch: bool = False) -> Any:
         @handle(batch=True)
         def on_trades(self, trades: list[Trade]): ...
 
+        @handle(batch=True)
+        def on_ticks(self, ticks: Rows[Tick]): ...  # fixed messages: a read-only array
+
     With `batch`, the method is called with a list of what waits: consecutive messages of one type from one sender, at
     least one. All of them take effect together. When the call fails, or kills the worker, the messages are handled
     again one by one, each in a list of its own, so that the one to blame is found.
@@ -198,7 +217,7 @@ def describe(cls: type[Handler], coded: Container[type] = ()) -> HandlerDescript
         name: getattr(cls, name, None) is not getattr(Handler, name) for name in ("on_start", "on_loop", "on_stop")
     }
     problems.extend(policy_problems(cls, lifecycle["on_start"]))
-    for name in ("send", "reply", "stop_system", "stop_worker"):
+    for name in ("send", "reserve", "reply", "stop_system", "stop_worker"):
         if getattr(cls, name, None) is not getattr(Handler, name):
             problems.append(f"it defines {name}, which the runtime provides: give it another name")
     for name, there in lifecycle.items():
@@ -217,7 +236,7 @@ def describe(cls: type[Handler], coded: Container[type] = ()) -> HandlerDescript
         lifecycle["on_start"],
         lifecycle["on_loop"],
         lifecycle["on_stop"],
-        constructed(cls, "send", coded),
+        tuple(dict.fromkeys((*constructed(cls, "send", coded), *reserved(cls)))),
         constructed(cls, "reply", coded),
         tuple(problems),
     )
@@ -278,11 +297,16 @@ def _annotated_types(method: FunctionType, local: Mapping[str, Any]) -> tuple[An
     names = getattr(function, "__globals__", {})
     closed = _closed_over(function) if isinstance(function, FunctionType) else {}
     declared = evaluate(parameters[0].annotation, names, {**closed, **local})
-    if getattr(method, _BATCH, False) and typing.get_origin(declared) is list:
-        (declared,) = typing.get_args(declared)
-    elif getattr(method, _BATCH, False):
+    if not getattr(method, _BATCH, False):
+        return alternatives(declared)
+    origin = typing.get_origin(declared)
+    if origin is not list and origin is not Rows:
         return (_NotAList(declared),)
-    return alternatives(declared)
+    inner = alternatives(typing.get_args(declared)[0])
+    rows = [is_fixed(type_) for type_ in inner]
+    if any(one is not (origin is Rows) for one in rows):
+        return (_NotAList(declared),)
+    return inner
 
 
 def _closed_over(function: FunctionType) -> dict[str, Any]:
@@ -303,6 +327,13 @@ class _NotAList(NamedTuple):
 
 
 def _not_a_message(type_: Any, coded: Container[type]) -> str | None:
+    if isinstance(type_, _NotAList) and typing.get_origin(type_.declared) in {list, Rows}:
+        return (
+            f"it is a batch handler and takes {type_text(type_.declared)}: declare Rows of fixed messages and lists of"
+            f" others, as in `ticks: Rows[Tick]`, `trades: list[Trade]`"
+        )
+    if typing.get_origin(type_) is Rows:
+        return f"it takes {type_text(type_)}: put @handle(batch=True) above it to get several"
     if isinstance(type_, _NotAList):
         text = getattr(type_.declared, "__name__", None) or repr(type_.declared)
         return f"it is a batch handler and takes {text}: declare a list, as in `trades: list[Trade]`"
@@ -314,8 +345,8 @@ def _not_a_message(type_: Any, coded: Container[type]) -> str | None:
     if not isinstance(type_, type) or not issubclass(type_, Message):
         codec = f", nor has it a codec: topology.codec({text}, ...)" if type(type_) is type else ""
         return f"it takes {text}, which is not a Message class{codec}"
-    if type_ is Message:
-        return "it takes Message itself: name the classes it is for, as in `trade: Trade | Quote`"
+    if type_ in {Message, FixedMessage}:
+        return f"it takes {text} itself: name the classes it is for, as in `trade: Trade | Quote`"
     return None
 
 

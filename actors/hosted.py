@@ -53,7 +53,14 @@ class Context:
 class Hosted:
     """One handler of the worker. `index` is its place in the worker's name table."""
 
-    def __init__(self, index: int, plan: HandlerPlan, send: Callable[[Any], None], context: Context) -> None:
+    def __init__(
+        self,
+        index: int,
+        plan: HandlerPlan,
+        send: Callable[[Any], None],
+        reserve: Callable[..., Any],
+        context: Context,
+    ) -> None:
         self.index = index
         self.name = plan.name
         self.plan = plan
@@ -61,6 +68,7 @@ class Hosted:
         self.failures = 0  # of on_loop, in a row
         self.timed = plan.policy.busy_limit is not None  # how long it has been at work has to be known exactly
         self._send = send
+        self._reserve = reserve
         self._context = context
         description = plan.description
         self._codec = StateCodec(description.state) if description.state is not None else None
@@ -88,6 +96,7 @@ class Hosted:
         vars(instance).update(
             name=self.name,
             send=self._send,
+            reserve=self._reserve,
             reply=self._context.reply,
             stop_system=self._context.request_stop,
             stop_worker=self._context.request_end,

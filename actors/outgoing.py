@@ -17,6 +17,7 @@ from actors.plan import Route
 from actors.tickets import ALONE, Large
 
 HEAVY_BYTES = 1 << 20
+ROW_BYTES = 1 << 16  # of rows
 
 
 class EncodedRun(NamedTuple):
@@ -112,6 +113,8 @@ class Outgoing:
         self._large = 0  # bytes that wait for their claims
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
+        self._rows: set[int] = set()  # peers to which rows were sent
+        self.row_bytes = 0  # that were reserved
 
     def sender(self, handler: str, puts: Puts) -> Callable[[Any], None]:
         """The `send` of one handler. Raises UnroutedMessage for a type that no route takes from it."""
@@ -161,6 +164,18 @@ class Outgoing:
         """A run encoded elsewhere (a reply). Its edges carry nothing else that it could overtake."""
         self._runs.append(run)
 
+    def add_rows(self, lane: Lane, runs: Iterable[EncodedRun]) -> None:
+        """Runs of rows, behind all that was sent before; what is sent after them begins a run of its own."""
+        for peer in lane.peers:
+            if peer in self._open:
+                self._open.pop(peer).close()
+        self._rows.update(lane.peers)
+        self._runs.extend(runs)
+
+    def is_unused(self, peer: int) -> bool:
+        """Nothing was sent to it."""
+        return peer not in self._open and peer not in self._rows
+
     @property
     def sent(self) -> int:
         """Grows with every send of the transaction (runs count too: only comparing two readings makes sense)."""
@@ -168,8 +183,8 @@ class Outgoing:
 
     @property
     def heavy(self) -> bool:
-        """It is time to commit: what waits for claims is in this process's memory until then."""
-        return self._large >= HEAVY_BYTES
+        """It is time to commit: what waits for claims is in this process's memory until then, and so are rows."""
+        return self._large >= HEAVY_BYTES or self.row_bytes >= ROW_BYTES
 
     def __bool__(self) -> bool:
         return bool(self._runs or self.local)
@@ -240,6 +255,8 @@ class Outgoing:
         self._open.clear()
         self._large = 0
         self._runs.clear()
+        self._rows.clear()
+        self.row_bytes = 0
         self.local.clear()
 
 

@@ -103,11 +103,13 @@ class Route:
     message: type | None  # None for a reply route, which carries any class
     type_name: str  # REPLY for a reply route
     targets: tuple[str, ...]  # handlers; (GATEWAY,) for a reply route; empty: this is sent to nobody, on purpose
+    layout: str = ""  # of a fixed message: part of what the route is called, so that no journal is read by another one
 
     @property
     def key(self) -> tuple[str, str]:
         """What the route is called in journals; unique in the plan, and the same at the next start."""
-        return (f"{GATEWAY}:{self.targets[0]}" if self.source == GATEWAY else self.source, self.type_name)
+        source = f"{GATEWAY}:{self.targets[0]}" if self.source == GATEWAY else self.source
+        return (source, self.type_name + self.layout)
 
     @property
     def is_reply(self) -> bool:

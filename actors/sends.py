@@ -31,6 +31,16 @@ def constructed(cls: type, action: str, coded: Container[type] = ()) -> tuple[ty
     return tuple(found)
 
 
+def reserved(cls: type) -> tuple[type, ...]:
+    """The same for `self.reserve(Tick, ...)`."""
+    found: dict[type, None] = {}
+    for name in dict.fromkeys(name for one in reversed(cls.__mro__) for name in vars(one)):
+        method = inspect.getattr_static(cls, name)
+        if isinstance(method, FunctionType):
+            found.update(dict.fromkeys(_constructed_in(inspect.unwrap(method), "reserve", ())))
+    return tuple(found)
+
+
 def _constructed_in(function: Any, action: str, coded: Container[type]) -> Iterator[type]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
@@ -52,9 +62,9 @@ def _constructed_in(function: Any, action: str, coded: Container[type]) -> Itera
             and node.func.attr == action
             and isinstance(node.func.value, ast.Name)
             and node.func.value.id == this
-            and len(node.args) == 1
+            and len(node.args) == (2 if action == "reserve" else 1)
         ):
-            for made in _outcomes(node.args[0]):
+            for made in node.args[:1] if action == "reserve" else _outcomes(node.args[0]):
                 value = _meaning(made, bound, {**function.__globals__, **nonlocals})
                 if isinstance(value, type) and (
                     (issubclass(value, Message) and value is not Message) or value in coded

@@ -62,6 +62,18 @@ def moves(plan: Plan, journals: Mapping[str, Recovered], hosted_before: Mapping[
     return found
 
 
+def refuse_other_layouts(plan: Plan, names: Mapping[str, int]) -> None:
+    """TopologyChanged for those of `names`, of which a journal has pending messages and the plan knows nothing, that
+    are routes of a fixed message which now has another layout."""
+    for route in plan.routes:
+        known = f"route {route.key[0]} -> {route.type_name}"
+        for name, count in names.items():
+            if route.layout and name.startswith(f"{known}{{"):
+                before = name.removeprefix(known)
+                change = f"the layout of {route.type_name} has changed from {before} to {route.layout}"
+                raise TopologyChanged(change, {known: count})
+
+
 def carry(move: Move, source: Recovered, target: Recovered) -> None:
     """Put the handler's state into what the target's journal is opened with."""
     target.states.pop(move.handler, None)

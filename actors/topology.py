@@ -34,6 +34,7 @@ from actors.declaration import (
 )
 from actors.errors import Problem, TopologyError
 from actors.fingerprint import fingerprint, type_text
+from actors.fixed import layout_text
 from actors.handler import Handler, HandlerSpec
 from actors.handler_policy import policy_of
 from actors.hygiene import machine
@@ -293,7 +294,7 @@ def _plan(declaration: Declaration) -> Plan:
     ends += [
         (GATEWAY, message, type_name(message), (one.name,)) for one in handlers for message in one.description.handles
     ]
-    routes = [Route(number, *end) for number, end in enumerate(ends)]
+    routes = [Route(number, *end, layout_text(end[1])) for number, end in enumerate(ends)]
     routes += [Route(len(ends) + number, worker.name, None, REPLY, (GATEWAY,)) for number, worker in enumerate(workers)]
     pairs = {(home[source], home[target]) for (source, _), to in targets.items() for target in to}
     return Plan(

@@ -14,10 +14,12 @@ from typing import Any
 
 from actors.declaration import Declaration
 from actors.errors import Problem
+from actors.fixed import FixedMessage
 from actors.handler import Handler, HandlerDescription, HandlerSpec
 from actors.message import Message, check_encodable, type_name
 from actors.naming import RESERVED, closest, name_problems
 from actors.validate_codecs import codec_problems
+from actors.validate_fixed import fixed_problems
 from actors.validate_supervision import supervision_problems
 
 LEVELS = ("memory", "process", "power")
@@ -242,7 +244,7 @@ def _externals(
 def _is_message(type_: Any, declaration: Declaration) -> bool:
     if not isinstance(type_, type):
         return False
-    return (issubclass(type_, Message) and type_ is not Message) or type_ in declaration.coded
+    return (issubclass(type_, Message) and type_ not in {Message, FixedMessage}) or type_ in declaration.coded
 
 
 def _not_a_message(role: str, type_: Any, where: str) -> Problem:
@@ -304,8 +306,9 @@ def _uncarried(declaration: Declaration, known: Mapping[str, HandlerDescription]
 
 def _messages(declaration: Declaration, known: Mapping[str, HandlerDescription]) -> Iterator[Problem]:
     """Message classes that cannot be encoded, and two of one name."""
-    routed = (type_ for route in declaration.routes for type_ in route.types if _is_message(type_, declaration))
-    used = (type_ for one in known.values() for type_ in (*one.handles, *one.sends, *one.replies))
+    routed = [type_ for route in declaration.routes for type_ in route.types if _is_message(type_, declaration)]
+    used = [type_ for one in known.values() for type_ in (*one.handles, *one.sends, *one.replies)]
+    yield from fixed_problems(declaration, [*routed, *used])
     by_name: dict[str, type] = {}
     for type_ in dict.fromkeys([*routed, *used]):
         for text in () if type_ in declaration.coded else check_encodable(type_):

@@ -22,7 +22,9 @@ from actors.codec import RUN, RunCodec
 from actors.codec_runs import inlet_codec, run_codec
 from actors.dispatch import Dispatcher
 from actors.endpoint import Endpoint
+from actors.errors import LayoutMismatch
 from actors.exits import WorkerExit
+from actors.fixed import is_fixed, layout_text
 from actors.hosted import Context, Hosted
 from actors.housekeeping import Housekeeping
 from actors.inlets import Inlet
@@ -31,14 +33,27 @@ from actors.log_worker import Levels
 from actors.opened import Opened
 from actors.outgoing import Lane, Outgoing, Puts
 from actors.pausing import Pausing
-from actors.plan import Plan, WorkerPlan
+from actors.plan import GATEWAY, Plan, WorkerPlan
 from actors.process import arm_parent_death, inherited
+from actors.reserving import Reserver
 from actors.resume import RUNTIME, SESSION, Names
 from actors.sources import Sources
 from actors.system_errors import HandlerFailed, MessageFailed, TopologyChanged
+from actors.takeover import refuse_other_layouts
+from actors.views import Views
 from actors.wiring import Wires, attach_board, connect, open_claims
 from bus import RING_IMPLEMENTATION, Block, Board, Control, Field, Progress, Text, WorkerState, max_record
-from persist import Journal, JournalFull, JournalLocked, JournalPoisoned, PersistError, Recovered, Retain, Snapshot
+from persist import (
+    Journal,
+    JournalFull,
+    JournalLocked,
+    JournalPoisoned,
+    PersistError,
+    Recovered,
+    Retain,
+    Snapshot,
+    UnknownName,
+)
 from persist.files import Directory
 
 IDLE_WAIT = 0.25  # seconds; a worker with nothing to do looks around this often
@@ -101,7 +116,7 @@ def exit_for(error: BaseException, state: WorkerState) -> WorkerExit:
             return WorkerExit.JOURNAL_POISONED
         case JournalFull():
             return WorkerExit.NO_SPACE
-        case PersistError() | TopologyChanged():
+        case PersistError() | TopologyChanged() | LayoutMismatch():
             return WorkerExit.JOURNAL_REFUSED  # trying again would find the same
         case MemoryError() | OSError(errno=errno.ENOMEM) if state is WorkerState.RECOVERING:
             return WorkerExit.START_FAILED  # its memory limit has no room for its rings
@@ -152,7 +167,8 @@ class Worker:
             lambda: (context.handler, context.message_id() if busy[Field.BUSY_PEER] else ""),
         )
         mine = plan.worker(boot.worker)
-        outgoing, inlets, hosted = assemble(plan, mine, endpoint, context)
+        views = Views()
+        outgoing, inlets, hosted = assemble(plan, mine, endpoint, context, views)
         attempts = dict(boot.attempts)
         again = self._block.get(Field.SESSION) == session_number(boot.session)
         if recovered is not None and journal is not None:
@@ -161,7 +177,7 @@ class Worker:
             again = recovered.tables.get(RUNTIME, {}).get(SESSION) == boot.session.encode()
             for one in hosted:
                 one.restore(recovered.states.get(one.name), recovered.tables.get(one.name))
-        dispatcher = Dispatcher(plan, endpoint, hosted, outgoing, inlets, context, attempts, boot.session)
+        dispatcher = Dispatcher(plan, endpoint, hosted, outgoing, inlets, context, attempts, boot.session, views)
         house = Housekeeping(endpoint, lambda: snapshot(names, endpoint, dispatcher, boot.session))
         self._block.set(Field.EPOCH, endpoint.epoch)
         # failpoint: epoch-told
@@ -303,11 +319,15 @@ def open_journal(
         return snapshot
 
     retain = Retain(plan.limits.retain_bytes or None, plan.limits.retain_seconds or None)
-    return Journal.open(directory, epoch=epoch, level=plan.level, retain=retain, make_snapshot=first, files=files)
+    try:
+        return Journal.open(directory, epoch=epoch, level=plan.level, retain=retain, make_snapshot=first, files=files)
+    except UnknownName as unknown:
+        refuse_other_layouts(plan, unknown.names)
+        raise
 
 
 def assemble(
-    plan: Plan, worker: WorkerPlan, endpoint: Endpoint, context: Context
+    plan: Plan, worker: WorkerPlan, endpoint: Endpoint, context: Context, views: Views
 ) -> tuple[Outgoing, dict[int, Inlet], list[Hosted]]:
     """The handlers of a worker and their routing tables: lanes out, inlets in."""
     limits = plan.limits
@@ -315,31 +335,49 @@ def assemble(
     outgoing = Outgoing(limits.max_message_bytes, run_bytes, plan.largest_claim)
     peers = {link.name: link.index for link in endpoint.links}
     codecs: dict[type, RunCodec] = {}
+    record = max_record(limits.ring_bytes) - RUN.size
+    reserver = Reserver(outgoing, views, endpoint.reserve, record, record // 2)
 
     def codec(message_type: type) -> RunCodec:
         return codecs.setdefault(message_type, run_codec(plan, message_type))
 
     def reading(message_type: type) -> RunCodec:
-        made = inlet_codec(plan, message_type)
+        made = inlet_codec(plan, message_type, views)
         made.redeem = endpoint.claims.redeem
         return made
 
+    check_layouts(plan)
     hosted: dict[str, Hosted] = {}
     for index, handler in enumerate(worker.handlers):
         puts: Puts = {}
+        fixed: dict[type, Lane] = {}
         for route in plan.routes_from(handler.name):
             assert route.message is not None
             targets = plan.target_peers(route)
             remote = tuple(sorted(peers[name] for name in targets if name != worker.name))
-            Lane(route, codec(route.message), remote, worker.name in targets, outgoing, puts)
-        hosted[handler.name] = Hosted(index, handler, outgoing.sender(handler.name, puts), context)
+            lane = Lane(route, codec(route.message), remote, worker.name in targets, outgoing, puts)
+            if is_fixed(route.message):
+                fixed[route.message] = lane
+        send, reserve = outgoing.sender(handler.name, puts), reserver.of(handler.name, fixed)
+        hosted[handler.name] = Hosted(index, handler, send, reserve, context)
     inlets: dict[int, Inlet] = {}
     for route in plan.routes:
         here = [hosted[name] for name in route.targets if name in hosted]
         if here and route.message is not None:
             calls = [(one, one.plan.description.handles[route.message]) for one in here]
+            if is_fixed(route.message) and route.source != GATEWAY:
+                endpoint.rows.add(route.id)
+                endpoint.links[peers[plan.source_peer(route)]].lends = True
             inlets[route.id] = Inlet(reading(route.message), route.type_name, calls)
     return outgoing, inlets, list(hosted.values())
+
+
+def check_layouts(plan: Plan) -> None:
+    """LayoutMismatch if a class, imported here, has another layout than it had where the system was started."""
+    for route in plan.routes:
+        if route.message is not None and (here := layout_text(route.message)) != route.layout:
+            where = "in the topology that this system was started with"
+            raise LayoutMismatch(route.type_name, here, route.layout, where)
 
 
 def snapshot(names: Names, endpoint: Endpoint, dispatcher: Dispatcher | None, session: str) -> Snapshot:

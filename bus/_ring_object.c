@@ -403,6 +403,66 @@ failed:
     return NULL;
 }
 
+/* Finds the records first and makes their views then: that may run Python code, and after it nothing of the ring is
+ * touched that such code could have changed. */
+static PyObject *Ring_take_views(Ring *ring, PyObject *const *args, Py_ssize_t nargs)
+{
+    enum { MOST = 256 };
+    Py_ssize_t starts[MOST], sizes[MOST], count = 0;
+    if (nargs != 2)
+        return PyErr_Format(PyExc_TypeError, "take_views() takes 2 arguments, not %zd", nargs);
+    Py_ssize_t max_records = PyNumber_AsSsize_t(args[0], NULL);
+    if (max_records == -1 && PyErr_Occurred())
+        return NULL;
+    Py_ssize_t room = PyNumber_AsSsize_t(args[1], NULL);
+    if (room == -1 && PyErr_Occurred())
+        return NULL;
+    uint64_t tail;
+    if (require_open(ring) < 0 || checked(ring, ring_tail(&ring->end, &tail), 0) < 0)
+        return NULL;
+    const uint64_t begin = ring->end.cursor;
+    uint64_t cursor = begin;
+    while (cursor < tail && count < max_records && count < MOST) {
+        RingItem item;
+        int step = ring_item(&ring->end, cursor, tail, &item);
+        if (step < 0) {
+            if (count > 0)
+                break;
+            (void)checked(ring, step, 0);
+            return NULL;
+        }
+        if (item.kind == KIND_RECORD) {
+            Py_ssize_t length = (Py_ssize_t)item.length;
+            if (count > 0 && length > room)
+                break;
+            starts[count] = HEADER_SIZE + (Py_ssize_t)(item.payload - ring->end.data);
+            sizes[count++] = length;
+            room = room < length ? -1 : room - length;
+        }
+        cursor += item.total;
+    }
+    PyObject *whole = ring->view;
+    Py_INCREF(whole);
+    PyObject *taken = PyList_New(0);
+    for (Py_ssize_t i = 0; taken != NULL && i < count; i++) {
+        PyObject *part = PySequence_GetSlice(whole, starts[i], starts[i] + sizes[i]);
+        PyObject *view = part == NULL ? NULL : PyObject_CallMethod(part, "toreadonly", NULL);
+        Py_XDECREF(part);
+        if (view == NULL || PyList_Append(taken, view) < 0 || FAILPOINT("ring-record-copied") < 0)
+            Py_CLEAR(taken);
+        Py_XDECREF(view);
+    }
+    Py_DECREF(whole);
+    if (taken != NULL && (require_open(ring) < 0 || ring->end.cursor != begin)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_RuntimeError, "the ring was used while records of it were being taken");
+        Py_CLEAR(taken);
+    }
+    if (taken != NULL)
+        ring->end.cursor = cursor;
+    return taken;
+}
+
 static PyObject *Ring_release(Ring *ring, PyObject *Py_UNUSED(ignored))
 {
     if (require_open(ring) < 0)
@@ -495,6 +555,8 @@ static PyMethodDef Ring_methods[] = {
     {"abandon", (PyCFunction)Ring_abandon, METH_NOARGS, "abandon($self)\n--\n\nThe reserved record never was."},
     {"take_many", FAST(Ring_take_many), METH_FASTCALL,
      "take_many($self, max_records, max_bytes, /)\n--\n\nCopies of the records from the cursor on."},
+    {"take_views", FAST(Ring_take_views), METH_FASTCALL,
+     "take_views($self, max_records, max_bytes, /)\n--\n\nThe same where they are: read-only, until release."},
     {"release", (PyCFunction)Ring_release, METH_NOARGS, "release($self)\n--\n\nHEAD := cursor."},
     {"rewind", (PyCFunction)Ring_rewind, METH_NOARGS, "rewind($self)\n--\n\nCursor := HEAD."},
     {"pending", (PyCFunction)Ring_pending, METH_NOARGS, "pending($self)\n--\n\nBytes between cursor and tail."},

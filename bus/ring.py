@@ -164,12 +164,22 @@ class Ring:
         At most `max_records`, and of `max_bytes` together, but always the first one. Records before a damaged one are
         handed out; the call that finds the damage first raises `RingCorrupt`.
         """
+        before = self._cursor
+        try:
+            return [bytes(record) for record in self.take_views(max_records, max_bytes)]
+        except MemoryError:
+            self._cursor = before
+            raise
+
+    def take_views(self, max_records: int, max_bytes: int, /) -> list[memoryview]:
+        """The same records where they are, as read-only views: after `release` they may show something else. The C ring
+        takes at most 256 at a time."""
         self._require_open()
         words, data, capacity, limit, mask = self._words, self._data, self.capacity, self.max_record, self.capacity - 1
         cursor, tail = self._cursor, self._position(_TAIL)
         if not cursor <= tail <= self._head + capacity:
             raise RingCorrupt(cursor, tail, "the tail is not within one capacity of the head")
-        taken: list[bytes] = []
+        taken: list[memoryview] = []
         room = max_bytes
         while cursor < tail and len(taken) < max_records:
             index = cursor & mask
@@ -180,7 +190,7 @@ class Ring:
             if word >> 32 == RECORD and length <= limit and after <= capacity and after - index <= tail - cursor:
                 if taken and length > room:
                     break
-                taken.append(bytes(data[start : start + length]))
+                taken.append(data[start : start + length].toreadonly())
                 room -= length
                 # failpoint: ring-record-copied
             elif word >> 32 != PADDING or start + length != capacity or after - index > tail - cursor:

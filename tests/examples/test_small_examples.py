@@ -1,4 +1,4 @@
-"""quickstart.py, crash.py and codecs.py print what the README, or common sense, says they print."""
+"""quickstart.py, crash.py, codecs.py and ticks_fixed.py print what the README, or common sense, says they print."""
 
 from __future__ import annotations
 
@@ -29,3 +29,7 @@ def test_protobuf_json_and_bytes_arrive(tmp_path):
         "invoice 7: 12.00 EUR",
         "invoice 8: 0.19 EUR",
     ]
+
+
+def test_a_million_records_are_added_up(tmp_path):
+    assert run_example("ticks_fixed.py", home=tmp_path) == ["1000000 ticks, 11250000.00 EUR"]

@@ -1,0 +1,147 @@
+"""`Handler.reserve`: rows that a handler fills in, sent as one run when the block ends.
+
+    with self.reserve(Tick, n) as rows: ...
+
+The rows are zeros in the beginning, unless that is not wanted. They leave with the transaction, in order with all else
+that it sends; a block that is left by an exception sends nothing. They are written
+
+- in the ring itself, where nothing has to be written before (level memory), one worker is to get them, and the ring has
+  room for them behind all that was sent to it before. They become visible by the commit, which moves the tail;
+- in a buffer otherwise, which is the body of the run. Rows for which one record has no room are cut into several runs.
+
+Rows are lent (`actors.views`): one that outlives the transaction is an error before anything of it is committed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Protocol
+
+from actors.errors import TooManyRows, UnroutedMessage
+from actors.fixed import dtype_of, is_fixed, numpy
+from actors.fixed_runs import FixedRuns, elements
+from actors.layout import FINGERPRINT
+from actors.outgoing import EncodedRun, Lane, LocalSend, Outgoing
+from actors.views import Views
+
+MOST_BYTES = 1 << 28  # of rows in one transaction: it is one record of the journal
+
+
+class InPlace(Protocol):
+    """Room in a ring behind all that was sent, for the body of one run."""
+
+    view: memoryview
+    sent: bool
+
+    def lent(self, rows: weakref.ref[Any], type_name: str, handler: str) -> None:
+        """These rows are over it."""
+
+    def __len__(self) -> int: ...
+
+
+class Reserver:
+    """Of one worker. `in_place(peer, size)`: room in the ring to this peer, if there is some; `record`: the longest
+    body of a run; `piece`: of those into which a longer one is cut."""
+
+    def __init__(
+        self,
+        outgoing: Outgoing,
+        views: Views,
+        in_place: Callable[[int, int], InPlace | None],
+        record: int,
+        piece: int,
+    ) -> None:
+        self.outgoing, self.views, self.in_place, self.record, self.piece = outgoing, views, in_place, record, piece
+
+    def of(self, handler: str, lanes: Mapping[type, Lane]) -> Callable[..., Reservation]:
+        """The `reserve` of one handler."""
+
+        def reserve(message: type, count: int, *, zeroed: bool = True) -> Reservation:
+            if not is_fixed(message):
+                text = getattr(message, "__name__", None) or repr(message)
+                raise TypeError(f"reserve({text}, ...): rows are of subclasses of FixedMessage; use send()")
+            if not isinstance(count, int) or isinstance(count, bool):
+                raise TypeError(f"reserve({message.__name__}, {count!r}): the number of rows is an int")
+            if count < 0:
+                raise ValueError(f"reserve({message.__name__}, {count}): the number of rows is 0 or more")
+            if message not in lanes:
+                raise UnroutedMessage(handler, message.__name__, tuple(known.__name__ for known in lanes))
+            lane = lanes[message]
+            assert isinstance(lane.codec, FixedRuns)
+            largest = max(0, MOST_BYTES - self.outgoing.row_bytes) // lane.codec.layout.size
+            if count > largest:
+                raise TooManyRows(lane.codec.type_name, count, largest, handler)
+            return Reservation(self, lane, lane.codec, count, zeroed)
+
+        return reserve
+
+
+class Reservation:
+    """The context manager; good for one `with`."""
+
+    def __init__(self, reserver: Reserver, lane: Lane, codec: FixedRuns, count: int, zeroed: bool) -> None:
+        self._reserver = reserver
+        self._lane = lane
+        self._codec = codec
+        self._count = count
+        self._zeroed = zeroed
+        self._place: InPlace | None = None
+        self._buffer = bytearray()
+        self._entered = False
+        self._rows: Any = None  # inside the block
+
+    def __enter__(self) -> Any:
+        if self._entered:
+            raise RuntimeError("these rows were reserved before: call reserve() again for others")
+        self._entered = True
+        reserver, lane, codec = self._reserver, self._lane, self._codec
+        size = FINGERPRINT + self._count * codec.layout.size
+        if self._count and len(lane.peers) == 1 and not lane.local and reserver.outgoing.is_unused(lane.peers[0]):
+            self._place = reserver.in_place(lane.peers[0], size)
+        if self._place is None:
+            self._buffer = bytearray(size)
+            body = memoryview(self._buffer)
+        else:
+            body = self._place.view
+        reserver.outgoing.row_bytes += size
+        dtype = dtype_of(codec.type)
+        rows = numpy().frombuffer(body[FINGERPRINT:], dtype) if self._count else numpy().zeros(0, dtype)
+        body[:FINGERPRINT] = codec.fingerprint
+        if self._place is not None:
+            self._place.lent(weakref.ref(rows), codec.type_name, lane.source)
+            if self._zeroed:
+                rows.view("u1").fill(0)
+        self._rows = reserver.views.lend(rows, codec.type_name, shared=False)
+        return rows
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        place, self._place, self._rows = self._place, None, None
+        if kind is not None or not self._count:
+            return
+        outgoing, lane, count = self._reserver.outgoing, self._lane, self._count
+        if place is not None:
+            if outgoing.is_unused(lane.peers[0]):
+                place.sent = True
+                outgoing.add_rows(lane, [EncodedRun(lane.route, count, 0, lane.peers, place)])  # type: ignore[arg-type]
+                return
+            self._buffer = bytearray(place.view)  # what was sent inside the block goes first
+        if lane.peers:
+            outgoing.add_rows(lane, [EncodedRun(lane.route, *run) for run in self._runs()])
+        if lane.local:
+            outgoing.local.extend(LocalSend(lane, one) for one in elements(memoryview(self._buffer), count))
+
+    def _runs(self) -> list[Any]:
+        codec, peers, body = self._codec, self._lane.peers, self._buffer
+        if len(body) <= self._reserver.record:
+            return [(self._count, 0, peers, body)]
+        size = codec.layout.size
+        most = max(1, (self._reserver.piece - FINGERPRINT) // size)
+        rows = memoryview(body)[FINGERPRINT:]
+        return [
+            (min(most, self._count - at), 0, peers, b"".join((codec.fingerprint, rows[at * size : (at + most) * size])))
+            for at in range(0, self._count, most)
+        ]
