@@ -472,6 +472,7 @@ class Endpoint:
         link.outbound.acknowledge(acked)
         if link.claims:
             self.claims.acknowledged(link, acked)
+            self._changed = True
 
     # ------------------------------------------------------------------------------------------------ waiting
     def idle(self, but: Collection[Link] = ()) -> bool:

@@ -477,8 +477,8 @@ def test_without_claims_the_limit_is_that_of_the_ring(directory: Path) -> None:
 
 def test_where_a_worker_runs_as_another_user_nothing_goes_by_claim_check(tmp_path: Path) -> None:
     app = Topology("claims")
-    app.worker("work", picky=Picky)
-    app.external("picky")
+    app.worker("work", keep=Keep)
+    app.external("keep")
     assert app.compile().largest_claim == 1 << 30
     app.process("work", user=os.getuid())
     plan = app.compile()
