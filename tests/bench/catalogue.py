@@ -11,6 +11,7 @@ MODULES = (
     "transports",
     "systems",
     "batch_tells",
+    "fixed_rows",
     "shapes",
     "stages",
     "payloads",
