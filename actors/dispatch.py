@@ -183,7 +183,7 @@ class Dispatcher:
             arrivals = careful.run(arrivals, self._until)
         else:
             arrivals = self.batch(arrivals)
-        if kept := self._views.gone():
+        if self._views.escaped and (kept := self._views.gone()):
             raise ViewEscaped(kept, tuple(one.name for one in self.hosted))
         self._cells[Field.BUSY_PEER] = 0
         self._endpoint.release({arrival.link for arrival in arrivals} if arrivals else ())
@@ -443,7 +443,8 @@ class Dispatcher:
         self._touched.clear()
         self._outgoing.clear()
         self._endpoint.drop_places()
-        self._views.take_back()
+        if self._views:
+            self._views.take_back()
         self._removed = []
         self._handled = 0
         self._budget = self._inline

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from actors.claims import Claims
 from actors.codec import FLAG_CLAIM, FLAG_COMMAND, RUN, pack_header, unpack_header
@@ -144,7 +144,6 @@ class Endpoint:
     def _take_rows(self, link: Link, ring: Ring) -> Iterator[Arrival]:
         """Rows stay where they are, until `release`; everything else is copied."""
         for view in ring.take_views(TAKE_RECORDS, TAKE_BYTES):
-            # failpoint: views-taken
             first, count, route, flags = unpack_header(view)
             body = view[RUN.size :]
             arrivals = body if route in self.rows and not flags & FLAG_COMMAND else memoryview(bytes(body))
@@ -196,13 +195,14 @@ class Endpoint:
         whole = ring.reserve(RUN.size + size)
         if whole is None:
             return None
-        # failpoint: place-reserved
         link.place = RingPlace(ring, whole)
         self._places.append(link)
         return link.place
 
     def drop_places(self) -> None:
         """What is reserved will not be sent."""
+        if not self._places:
+            return
         for link in self._places:
             if link.place is not None:
                 link.place.sent = False
@@ -400,10 +400,10 @@ class Endpoint:
     @staticmethod
     def _push(link: Link, ring: Ring, entry: Entry) -> bool:
         send: Send = entry.payload
-        header, body = pack_header(entry.first, entry.count, send.route, send.flags), cast("Any", send.body)
+        header = pack_header(entry.first, entry.count, send.route, send.flags)
+        body: Any = send.body
         if link.place is not None:  # its run is the first behind what was published
             assert body is link.place
-            # failpoint: place-publish
             link.place.publish(header)
             link.place = None
             return True

@@ -36,7 +36,7 @@ class Views:
 
     def __init__(self) -> None:
         self._lent: list[Lent] = []  # by the transaction at hand
-        self._escaped: list[Lent] = []  # by those before
+        self.escaped: list[Lent] = []  # by those before; views of rings only
 
     def __bool__(self) -> bool:
         return bool(self._lent)
@@ -48,13 +48,13 @@ class Views:
     def take_back(self) -> tuple[str, ...]:
         """All that is lent; returns the names of the classes whose rows somebody has kept."""
         alive, self._lent = _alive(self._lent), []
-        self._escaped += [one for one in alive if one.shared]
+        self.escaped += [one for one in alive if one.shared]
         return tuple(dict.fromkeys(one.type_name for one in alive))
 
     def gone(self) -> tuple[str, ...]:
         """Whether memory of rings may be used again: the names of the classes for which it may not."""
-        self._escaped = _alive(self._escaped)
-        return tuple(dict.fromkeys(one.type_name for one in self._escaped))
+        self.escaped = _alive(self.escaped)
+        return tuple(dict.fromkeys(one.type_name for one in self.escaped))
 
 
 def lives(rows: weakref.ref[Any]) -> bool:

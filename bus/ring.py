@@ -36,6 +36,7 @@ from bus.memory import STRONGLY_ORDERED, address_of, fence
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+MOST_VIEWS: Final = 256
 _FIRST_CELL: Final = Cell.TAIL
 _CELLS: Final = HEADER_SIZE // WORD
 _TAIL: Final = Cell.TAIL
@@ -166,14 +167,17 @@ class Ring:
         """
         before = self._cursor
         try:
-            return [bytes(record) for record in self.take_views(max_records, max_bytes)]
+            return [bytes(record) for record in self._take(max_records, max_bytes)]
         except MemoryError:
             self._cursor = before
             raise
 
     def take_views(self, max_records: int, max_bytes: int, /) -> list[memoryview]:
-        """The same records where they are, as read-only views: after `release` they may show something else. The C ring
-        takes at most 256 at a time."""
+        """The same where they are, as read-only views, and at most MOST_VIEWS: after `release` they show what comes
+        next, so it is the caller's to see that nobody looks at them any more."""
+        return self._take(min(max_records, MOST_VIEWS), max_bytes)
+
+    def _take(self, max_records: int, max_bytes: int) -> list[memoryview]:
         self._require_open()
         words, data, capacity, limit, mask = self._words, self._data, self.capacity, self.max_record, self.capacity - 1
         cursor, tail = self._cursor, self._position(_TAIL)

@@ -233,6 +233,43 @@ def test_take_many_keeps_its_bounds_but_always_takes_one(producer: str, consumer
 
 
 @pairs
+def test_views_are_the_records_themselves_and_read_only(producer: str, consumer: str) -> None:
+    out, into, buffer = ends(producer, consumer)
+    sent = [b"", b"a", b"12345678", b"x" * 1000]
+    assert out.push_many(sent) == 4
+    views = into.take_views(ALL, ALL)
+    assert [bytes(view) for view in views] == sent
+    assert all(view.readonly for view in views)
+    at = bytes(buffer).index(b"12345678")
+    buffer[at] = ord("9")
+    assert bytes(views[2]) == b"92345678"
+    assert into.take_views(ALL, ALL) == into.take_many(ALL, ALL) == []
+    into.rewind()
+    assert [bytes(record) for record in into.take_many(ALL, ALL)] == [*sent[:2], b"92345678", sent[3]]
+
+
+@pairs
+def test_views_keep_the_bounds_of_take_many_and_come_at_most_256_at_a_time(producer: str, consumer: str) -> None:
+    out, into, _ = ends(producer, consumer, 1 << 14)
+    assert out.push_many([b"12345678"] * 600) == 600
+    assert [len(into.take_views(*bounds)) for bounds in ((3, ALL), (ALL, 23), (ALL, 24), (ALL, 0))] == [3, 2, 3, 1]
+    assert [len(into.take_views(ALL, ALL)) for _ in range(4)] == [256, 256, 79, 0]
+
+
+@each
+def test_views_of_a_damaged_ring_are_refused_behind_those_that_are_whole(name: str) -> None:
+    buffer = new_ring(4096)
+    ring = RINGS[name](buffer)
+    assert ring.push_many([b"good", b"damaged"]) == 2
+    buffer[HEADER_SIZE + framed(4) + 4] = 7
+    other = RINGS[name](buffer)
+    assert [bytes(view) for view in other.take_views(ALL, ALL)] == [b"good"]
+    with pytest.raises(RingCorrupt):
+        other.take_views(ALL, ALL)
+    assert other.get(Cell.HEAD) == 0
+
+
+@pairs
 def test_head_moves_only_at_release_and_rewind_shows_everything_again(producer: str, consumer: str) -> None:
     out, into, buffer = ends(producer, consumer)
     out.push_many([b"a", b"b", b"c"])
