@@ -469,7 +469,10 @@ class Endpoint:
 
     def _forget(self, link: Link, acked: int) -> None:
         """What the peer has consumed for good leaves the outbox, and its claims are free."""
+        published = link.outbound.published
         link.outbound.acknowledge(acked)
+        if link.outbound.published != published:
+            self._changed = True  # an earlier incarnation had published what was still to be
         if link.claims:
             self.claims.acknowledged(link, acked)
             self._changed = True
