@@ -28,8 +28,8 @@ from tests.bench.running import SystemFailed, collect, one_of, place_for, runnin
 GROUP = "fixed layout, 64 B"
 ROWS = {"memory": 60_000_000, "process": 6_000_000}
 
-BLOCK = 16_000  # rows of one batch
-RING = 1 << 22
+BLOCK = 32_000  # rows of one batch
+RING = 1 << 23
 BLOCKS = max(2, RING // (BLOCK * 64))  # of the limit, in flight at a time: as many as the ring holds
 
 
