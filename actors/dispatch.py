@@ -442,7 +442,7 @@ class Dispatcher:
         self._cells[Field.BUSY_HANDLER] = 0
         self._touched.clear()
         self._outgoing.clear()
-        self._endpoint.drop_places()
+        self._endpoint.places.drop()
         if self._views:
             self._views.take_back()
         self._removed = []

@@ -15,19 +15,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
 
 from actors.claims import Claims
-from actors.codec import FLAG_CLAIM, FLAG_COMMAND, RUN, pack_header, unpack_header
-from actors.in_place import RingPlace
+from actors.codec import FLAG_CLAIM, FLAG_COMMAND, RUN, unpack_header
+from actors.in_place import Places, RingPlace
 from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
 from actors.overload import Overload
+from actors.publishing import publish, refill
 from bus import Block, Cell, Doorbell, Field, Ring
 from persist.errors import JournalFull
 from persist.format import DeadLetter, Send, Transaction
 from persist.journal import Journal
-from persist.link import DUPLICATE, NEW, UNKNOWN, Entry, Inbound, Kind
+from persist.link import DUPLICATE, NEW, UNKNOWN, Inbound, Kind
 from persist.recovery import Recovered
 
 TAKE_RECORDS = 64  # records of one ring in one batch
@@ -53,7 +53,7 @@ class Endpoint:
         self.overload = Overload(block, outbox_limit)
         self.claims = Claims(me)  # where large messages lie; whoever opens the journal puts the real one here
         self.rows: set[int] = set()  # the routes whose runs are rows
-        self._places: list[Link] = []  # links with a place, which was not published or given up
+        self.places = Places()
         self._held = False
         self._changed = True  # what waits for the receivers may have, since it was weighed
         self._own_until = 0  # level memory: nothing is acknowledged before the own message with this number is consumed
@@ -186,37 +186,7 @@ class Endpoint:
     def reserve(self, peer: int, size: int) -> RingPlace | None:
         """Room for the body of a run in the ring to this peer, where it comes next and there is no journal that it has
         to be in before; else None."""
-        link = self.links[peer]
-        ring, outbound = link.producing, link.outbound
-        if self.journal is not None or ring is None or outbound.published != outbound.assigned:
-            return None
-        if RUN.size + size > ring.max_record or (link.place is not None and not self._give_up(link)):
-            return None
-        whole = ring.reserve(RUN.size + size)
-        if whole is None:
-            return None
-        link.place = RingPlace(ring, whole)
-        self._places.append(link)
-        return link.place
-
-    def drop_places(self) -> None:
-        """What is reserved will not be sent."""
-        if not self._places:
-            return
-        for link in self._places:
-            if link.place is not None:
-                link.place.sent = False
-        self._places = [link for link in self._places if link.place is not None and not self._give_up(link)]
-
-    @staticmethod
-    def _give_up(link: Link) -> bool:
-        """The ring has its place again, if that is not sent and nobody can write to it any more."""
-        assert link.place is not None
-        if link.place.sent or link.place.lives:
-            return False
-        link.place.give_up()
-        link.place = None
-        return True
+        return self.places.reserve(self.links[peer], size) if self.journal is None else None
 
     def put_back(self) -> None:
         """What was taken and not released is new again."""
@@ -356,65 +326,10 @@ class Endpoint:
         moved = False
         for link in self._sending:
             if link.outbound.published != link.outbound.assigned:
-                moved |= self._publish(link)
+                moved |= publish(link, self.journal)
         if moved or self._changed:
             self._weigh()
         return moved
-
-    def _publish(self, link: Link) -> bool:
-        ring, outbound = link.producing, link.outbound
-        assert ring is not None
-        moved = starved = False
-        if link.place is not None and not link.place.sent:
-            link.place.give_up()
-            link.place = None
-        while True:
-            if outbound.needs_refill:
-                self._refill(link)
-            entry = outbound.peek()
-            if entry is None:
-                break
-            if not self._push(link, ring, entry):
-                if starved:
-                    break
-                # Asks for a ring of the doorbell, then looks again: room may have come before the peer saw it.
-                ring.set(Cell.STARVED, 1)
-                starved = True
-                continue
-            # failpoint: record-pushed
-            outbound.pop()
-            moved = True
-        if entry is None and ring.get(Cell.STARVED):
-            ring.set(Cell.STARVED, 0)
-        if moved:
-            ring.set(Cell.PUBLISHED, outbound.published)
-            assert link.bell is not None
-            # failpoint: doorbell-before
-            link.bell.ring()
-            # failpoint: doorbell-after
-        ring.set(Cell.OUTBOX_BYTES, outbound.backlog_bytes)
-        if link.oldest_ns:
-            ring.set(Cell.OLDEST_NS, link.oldest_ns)
-        return moved
-
-    @staticmethod
-    def _push(link: Link, ring: Ring, entry: Entry) -> bool:
-        send: Send = entry.payload
-        header = pack_header(entry.first, entry.count, send.route, send.flags)
-        body: Any = send.body
-        if link.place is not None:  # its run is the first behind what was published
-            assert body is link.place
-            link.place.publish(header)
-            link.place = None
-            return True
-        return ring.push(header, body)
-
-    def _refill(self, link: Link) -> None:
-        """The backlog is on disk: the next part of it comes back from the journal."""
-        assert self.journal is not None
-        outbound = link.outbound
-        outbound.refill(link.entries(self.journal))
-        # failpoint: backlog-refilled
 
     def acknowledge(self, consumed: Iterable[Link]) -> bool:
         """The acknowledgement cells take the durable watermarks. At `memory`, not before all it caused is published and
@@ -556,7 +471,7 @@ class Endpoint:
         outbound = self.me.outbound
         for _ in range(TAKE_RECORDS):
             if outbound.needs_refill:
-                self._refill(self.me)
+                refill(self.me, self.journal)
             entry = outbound.peek()
             if entry is None:
                 return

@@ -99,8 +99,8 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
     def connect_to_new_process(self, fds: Sequence[int]) -> tuple[int, int]:
         try:
             answer: tuple[int, int] = super().connect_to_new_process(fds)
-        except ConnectionRefusedError:
-            # It is dead, and its guardian is about to clean up.
+        except (ConnectionRefusedError, BrokenPipeError):
+            # It is dead, or dies with the request not taken, and its guardian is about to clean up.
             self.stop(CLEANING)
             try:
                 answer = super().connect_to_new_process(fds)

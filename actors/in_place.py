@@ -8,12 +8,15 @@ any more: ViewEscaped, which ends the worker, if somebody is.
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.codec import RUN
 from actors.errors import ViewEscaped
 from actors.views import lives
 from bus import Ring
+
+if TYPE_CHECKING:
+    from actors.links import Link
 
 
 class RingPlace:
@@ -49,3 +52,43 @@ class RingPlace:
 
     def __len__(self) -> int:
         return self._size
+
+
+class Places:
+    """Those of one worker."""
+
+    def __init__(self) -> None:
+        self._links: list[Link] = []  # links with a place, which was not published or given up
+
+    def reserve(self, link: Link, size: int) -> RingPlace | None:
+        """Room for a body of this size, where it comes next on the link; else None."""
+        ring, outbound = link.producing, link.outbound
+        if ring is None or outbound.published != outbound.assigned or RUN.size + size > ring.max_record:
+            return None
+        if link.place is not None and not _given_up(link):
+            return None
+        whole = ring.reserve(RUN.size + size)
+        if whole is None:
+            return None
+        link.place = RingPlace(ring, whole)
+        self._links.append(link)
+        return link.place
+
+    def drop(self) -> None:
+        """What is reserved will not be sent."""
+        if not self._links:
+            return
+        for link in self._links:
+            if link.place is not None:
+                link.place.sent = False
+        self._links = [link for link in self._links if link.place is not None and not _given_up(link)]
+
+
+def _given_up(link: Link) -> bool:
+    """The ring has its place again, if that is not sent and nobody can write to it any more."""
+    assert link.place is not None
+    if link.place.sent or link.place.lives:
+        return False
+    link.place.give_up()
+    link.place = None
+    return True

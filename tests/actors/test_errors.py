@@ -9,13 +9,17 @@ from actors.errors import (
     BadRecord,
     BadState,
     CodecRefused,
+    LayoutMismatch,
     MessageTooLarge,
+    MissingNumPy,
     NotRunning,
     Problem,
     RingleaderError,
     SenderError,
+    TooManyRows,
     TopologyError,
     UnroutedMessage,
+    ViewEscaped,
 )
 
 PROBLEM = Problem("unknown-handler", "fed", "route from 'fed': no such handler", "did you mean 'feed'?", "app.py:3")
@@ -26,6 +30,10 @@ ERRORS = [
     BadMessage(3, "app.Trade", "'x'", "Expected `float`, got `str`", "price", "feed"),
     MessageTooLarge("app.Trade", 1000, 200, 5, "feed"),
     CodecRefused("app.Trade", "pickle", "msgpack"),
+    MissingNumPy("No module named 'numpy'"),
+    TooManyRows("app.Tick", 1000, 200, "feed"),
+    ViewEscaped(("app.Tick",), ("feed", "sums")),
+    LayoutMismatch("app.Tick", "{price: f8}", "{price: f4}", "in the journal"),
     BadState("Totals", "Expected `int`, got `str`", "averager"),
     BadRecord("shorter than its header", 3),
 ]

@@ -165,50 +165,6 @@ def test_supervisor_killed_200_times_leaves_nobody_and_loses_nothing(tmp_path: P
     kill_again_and_again(tmp_path, families, 200)
 
 
-MANY = """
-    import os, sys
-    from actors import StartFailed
-    from actors.launch import prepare
-
-    begin, begin_w = os.pipe()
-    end, end_w = os.pipe()
-    for _ in range(50):
-        if os.fork() == 0:
-            os.close(begin_w)
-            os.close(end_w)
-            os.read(begin, 1)
-            try:
-                system = prepare(app)
-                os.write(1, f"{os.getpid()}: taken\\n".encode())
-                os.read(end, 1)
-                system._give_back()
-            except StartFailed as failed:
-                os.write(1, f"{os.getpid()}: {int(failed.status)} {failed}\\n".encode())
-            os._exit(0)
-    os.close(begin_w)
-    sys.stdin.readline()
-    os.close(end_w)
-    while True:
-        try:
-            os.wait()
-        except ChildProcessError:
-            break
-"""
-
-
-def test_of_50_systems_started_at_once_one_wins_and_the_others_say_who(tmp_path: Path) -> None:
-    command = program(tmp_path, run=MANY)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None
-        answers = dict(run.stdout.readline().strip().split(": ", 1) for _ in range(50))
-        run.communicate("\n", timeout=30)
-    (winner,) = [pid for pid, answer in answers.items() if answer == "taken"]
-    for pid, answer in answers.items():
-        if pid != winner:
-            assert answer.startswith("5 "), answer
-            assert f"held by another supervisor, process {winner}" in answer
-
-
 NAMESPACES = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from actors import endpoint as endpoint_module
 from actors.dispatch import Dispatcher
 from actors.endpoint import Endpoint
 from actors.resume import Names
@@ -256,11 +257,16 @@ MUTANTS = [
         replaced(Endpoint, "resume", stays_over),
         "liveness",
         partial(cycle, "process", outbox_limit_bytes=1),
-        chance(6),
+        chance(8),
         8000,
     ),
     Mutant(
-        "silent", "the doorbell is not rung", replaced(Endpoint, "_publish", silent), "wake-up", process_pair, PEACE
+        "silent",
+        "the doorbell is not rung",
+        replaced(endpoint_module, "publish", silent),
+        "wake-up",
+        process_pair,
+        PEACE,
     ),
     Mutant(
         "rung_in_vain",

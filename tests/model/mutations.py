@@ -155,7 +155,7 @@ def leaking_state() -> Iterator[None]:
 
 
 def uncounted(original: Callable[..., Any]) -> Any:
-    return lambda self, recovered, suspect: original(self, recovered, None)
+    return lambda self, recovered, suspect, **options: original(self, recovered, None, **options)
 
 
 def buried_at_once(original: Callable[..., Any]) -> Any:
@@ -258,9 +258,9 @@ def unlocked(original: Callable[..., None]) -> Any:
 
 
 def silent(original: Callable[..., bool]) -> Any:
-    def publish(self: Endpoint, link: Link) -> bool:
+    def publish(link: Link, journal: Journal | None) -> bool:
         bell, link.bell = link.bell, mock.Mock()
-        moved = original(self, link)
+        moved = original(link, journal)
         link.bell = bell
         return moved
 

@@ -1,0 +1,72 @@
+"""Moves what is committed towards one peer from the outbox to the ring, as far as there is room.
+
+A full ring delays this and nothing else: the peer is asked to ring the doorbell once it has made room.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.codec import pack_header
+from actors.links import Link
+from bus import Cell, Ring
+from persist.format import Send
+from persist.journal import Journal
+from persist.link import Entry
+
+
+def publish(link: Link, journal: Journal | None) -> bool:
+    """True if anything moved."""
+    ring, outbound = link.producing, link.outbound
+    assert ring is not None
+    moved = starved = False
+    if link.place is not None and not link.place.sent:
+        link.place.give_up()
+        link.place = None
+    while True:
+        if outbound.needs_refill:
+            refill(link, journal)
+        entry = outbound.peek()
+        if entry is None:
+            break
+        if not _push(link, ring, entry):
+            if starved:
+                break
+            # Asks for a ring of the doorbell, then looks again: room may have come before the peer saw it.
+            ring.set(Cell.STARVED, 1)
+            starved = True
+            continue
+        # failpoint: record-pushed
+        outbound.pop()
+        moved = True
+    if entry is None and ring.get(Cell.STARVED):
+        ring.set(Cell.STARVED, 0)
+    if moved:
+        ring.set(Cell.PUBLISHED, outbound.published)
+        assert link.bell is not None
+        # failpoint: doorbell-before
+        link.bell.ring()
+        # failpoint: doorbell-after
+    ring.set(Cell.OUTBOX_BYTES, outbound.backlog_bytes)
+    if link.oldest_ns:
+        ring.set(Cell.OLDEST_NS, link.oldest_ns)
+    return moved
+
+
+def refill(link: Link, journal: Journal | None) -> None:
+    """The backlog is on disk: the next part of it comes back from the journal."""
+    assert journal is not None
+    link.outbound.refill(link.entries(journal))
+    # failpoint: backlog-refilled
+
+
+def _push(link: Link, ring: Ring, entry: Entry) -> bool:
+    send: Send = entry.payload
+    header = pack_header(entry.first, entry.count, send.route, send.flags)
+    body: Any = send.body
+    if link.place is not None:  # its run is the first behind what was published
+        assert body is link.place
+        link.place.publish(header)
+        link.place = None
+        return True
+    return ring.push(header, body)
