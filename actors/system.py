@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -81,7 +82,8 @@ class System:
         try:
             self._directory.lock()
             # failpoint: run-locked
-            start_forkserver((*PRELOAD, *plan.preload))  # it imports while the rest is made
+            with suppress(OSError):  # whoever needs it tries again, and tells
+                start_forkserver((*PRELOAD, *plan.preload))  # it imports while the rest is made
             taken = take_over(self._directory, plan, self._users)
             self._identity, self._session, self._left_suspects = taken
             self._segments = create_segments(plan, self._identity.run_id)
