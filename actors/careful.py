@@ -92,6 +92,8 @@ class Careful:
 
     def is_next(self, arrivals: Sequence[Arrival]) -> bool:
         """A suspect is at hand and is tried at once: what keeps its order must not come in between."""
+        if not self.attempts:
+            return False
         suspected = {peer for peer, _ in self.attempts}
         return any(one.link.index in suspected and one.link not in self.blocked for one in arrivals)
 

@@ -130,15 +130,18 @@ class RunCodec:
 
     def decode_one(self, encoded: bytes | memoryview | Large) -> Any:
         """One message, as `encode_one` or `encode_alone` made it, or as it stands in a run."""
-        try:
-            return self._decode_one(encoded)  # type: ignore[arg-type]
-        except (msgspec.MsgspecError, TypeError) as error:
-            codec, data = self.payload(encoded)
-            if codec:
-                raise CodecRefused(self.type_name, codec, "msgpack") from None
-            if data is not encoded:
-                return self.decode_one(data)
-            raise BadRecord(f"not a {self.type_name}: {error}", len(data)) from error
+        failed = None
+        if not isinstance(encoded, Large):
+            try:
+                return self._decode_one(encoded)
+            except msgspec.MsgspecError as error:
+                failed = error
+        codec, data = self.payload(encoded)
+        if codec:
+            raise CodecRefused(self.type_name, codec, "msgpack") from None
+        if data is not encoded:
+            return self.decode_one(data)
+        raise BadRecord(f"not a {self.type_name}: {failed}", len(data)) from failed
 
     def payload(self, encoded: bytes | memoryview | Large) -> tuple[str, bytes | memoryview]:
         """The name of the codec that made this message (empty for MessagePack), and what it made of it."""

@@ -343,7 +343,11 @@ def _not_a_message(type_: Any, coded: Container[type]) -> str | None:
         return None
     text = getattr(type_, "__name__", None) or repr(type_)
     if not isinstance(type_, type) or not issubclass(type_, Message):
-        codec = f", nor has it a codec: topology.codec({text}, ...)" if type(type_) is type else ""
+        codec = (
+            f", nor has it a codec: topology.codec({text}, ...)"
+            if type(type_) is type and type_ is not type(None)
+            else ""
+        )
         return f"it takes {text}, which is not a Message class{codec}"
     if type_ in {Message, FixedMessage}:
         return f"it takes {text} itself: name the classes it is for, as in `trade: Trade | Quote`"

@@ -8,7 +8,6 @@ import hashlib
 import os
 import random
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from actors.links import Link
 from actors.rundir import RunDirectory
 from actors.tickets import Large, Ticket, ticket_in, ticket_of
 from actors.wiring import open_claims
-from bus import Cell
+from bus import Cell, Field
 from persist.errors import JournalFull
 from persist.format import DeadLetter, Send
 
@@ -499,7 +498,10 @@ def test_a_receiver_that_takes_nothing_bounds_what_lies_in_claims(directory: Pat
         system.pause("work")
         (directory / "gate").touch()
         until(lambda: len(there(directory)) >= 4, "claims", 30)
-        time.sleep(0.2)  # it could send all of it meanwhile
+        sender = system.block("from")
+        until(lambda: sender.get(Field.OVER_LIMIT) == 1, "that it is over its limit", 30)
+        beats = sender.get(Field.HEARTBEAT_NS)
+        until(lambda: sender.get(Field.HEARTBEAT_NS) > beats + 500_000_000, "time to send all of it", 30)
         assert len(there(directory)) <= 12
         system.resume("work")
         until(lambda: len(seen(system)) == 60, "all of them", 60)

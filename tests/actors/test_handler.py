@@ -257,7 +257,11 @@ def test_an_annotation_that_is_no_message_class_is_a_mistake(annotation):
     cls = type("Wrong", (Handler,), {"on_it": handle(on_it)})
     (text,) = problems(cls)
     assert text.startswith("on_it: it takes ")
-    assert "which is not a Message class" in text
+    if annotation == list[Trade]:
+        text = text.removesuffix(": put @handle(batch=True) above it to get several")
+    elif annotation is int:
+        text = text.removesuffix(", nor has it a codec: topology.codec(int, ...)")
+    assert text.endswith("which is not a Message class")
 
 
 def test_message_itself_is_not_a_type_to_handle():

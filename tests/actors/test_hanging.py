@@ -48,6 +48,24 @@ class Patient(Busy, busy_limit=None):
     pass
 
 
+class Together(Busy):
+    """Takes them in one call, and long for each."""
+
+    @handle(batch=True)
+    def on_job(self, jobs: list[Job]) -> None:  # type: ignore[override]
+        for job in jobs:
+            super().on_job(job)
+
+
+class Giver(Handler):
+    """Sends jobs that arrive together."""
+
+    @handle
+    def on_job(self, job: Job) -> None:
+        for n in range(job.n):
+            self.send(Job(n, job.seconds))
+
+
 class Spinning(Handler, busy_limit=0.5):
     def on_loop(self) -> None:
         if not Path(self.flag).exists():
@@ -83,6 +101,21 @@ def test_an_endless_loop_in_a_handler_is_killed_at_its_limit_and_its_message_giv
         assert "handler 'busy' busy for" in death(one)
         assert "more than its busy_limit of 0.5 s" in death(one)
         assert one.status().dead_letters == 1
+
+
+def test_the_limit_holds_for_the_whole_call_of_a_batch_handler(tmp_path: Path) -> None:
+    """Each message is within it, so that one by one, after the death, none of them is given up."""
+    topology = Topology("hanging", directory=tmp_path / "run")
+    topology.worker("giver", giver=Giver)
+    topology.worker("w", busy=Together)
+    topology.route("giver", Job, to="busy")
+    topology.external("giver", Job)
+    topology.external("busy", Look)
+    with topology.start() as one:
+        one.send("giver", Job(8, 0.2))
+        until(lambda: done(one) == tuple(range(8)), "all of them", 30.0)
+        assert "more than its busy_limit of 0.5 s" in death(one)
+        assert one.status().dead_letters == 0
 
 
 def test_a_handler_without_a_limit_may_take_its_time(tmp_path: Path) -> None:

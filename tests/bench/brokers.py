@@ -17,7 +17,7 @@ import msgspec
 from tests.bench.channels import without
 from tests.bench.handlers import Tick
 from tests.bench.measure import RATE, Case, Scale, Series
-from tests.bench.pairs import Meet, run_pair
+from tests.bench.pairs import Meet, run_pair, timed
 from tests.bench.servers import HOST, serving, without_server
 
 BATCH = 256  # messages in one round trip, both ways
@@ -83,14 +83,7 @@ def _redis_consume(meet: Meet, port: int, form: str, count: int) -> tuple[int, f
             client.xack(STREAM, GROUP, *(entry for entry, _ in entries))
             return len(entries)
 
-        meet()
-        first = received = receive()
-        began = time.monotonic()
-        while received < count:
-            received += receive()
-        elapsed = time.monotonic() - began
-        meet()
-    return received - first, elapsed
+        return timed(meet, receive, count)
 
 
 # ------------------------------------------------------------------------------------------------ JetStream

@@ -97,3 +97,15 @@ def _run(link: Connection[Any, Any], side: Side, args: tuple[Any, ...]) -> None:
         link.send(("result", side(meet, *args)))
     except Exception:
         link.send(("error", traceback.format_exc()))
+
+
+def timed(meet: Meet, receive: Callable[[], int], count: int) -> tuple[int, float]:
+    """Receives until there were `count`; how many came after the first time, and in how many seconds."""
+    meet()
+    first = received = receive()
+    began = time.monotonic()
+    while received < count:
+        received += receive()
+    elapsed = time.monotonic() - began
+    meet()
+    return received - first, elapsed

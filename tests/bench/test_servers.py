@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.actors.waiting import until
 from tests.bench import actor_peers, brokers
 from tests.bench.machine import ROOT
 from tests.bench.measure import Case, Scale
@@ -36,13 +36,6 @@ def listening(note: Path) -> Callable[[int], list[str]]:
 
 def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
-def until(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_server_accepts_connections_and_ends_with_its_files(tmp_path: Path) -> None:
@@ -92,7 +85,7 @@ def test_a_server_ends_with_whoever_asked_for_it(tmp_path: Path) -> None:
     os.killpg(asker.pid, signal.SIGKILL)
     asker.wait(DEADLINE)
     asker.stdout.close()
-    until(lambda: gone(int(note.read_text())) and not list(place.iterdir()))
+    until(lambda: gone(int(note.read_text())) and not list(place.iterdir()), "its server and its files to go", DEADLINE)
 
 
 def test_a_server_that_is_not_installed_says_how_to_get_it() -> None:

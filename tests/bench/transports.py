@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.bench.channels import BATCH, CAPACITY, endpoint, missing, open_channel, receiver, sender
 from tests.bench.measure import P50, P99, Case, Scale, Series
-from tests.bench.pairs import Meet, run_pair
+from tests.bench.pairs import Meet, run_pair, timed
 
 COLD_PAUSE = 0.02  # seconds; long enough for both sides to be asleep
 HOT_TRIPS, HOT_WARMUP = 5_000, 200
@@ -50,14 +50,7 @@ def _send(meet: Meet, kind: str, given: Any, size: int, count: int, most: int) -
 
 def _receive(meet: Meet, kind: str, given: Any, count: int, most: int) -> tuple[int, float]:
     with receiver(kind, given, most) as receive:
-        meet()
-        first = received = receive()
-        began = time.monotonic()
-        while received < count:
-            received += receive()
-        elapsed = time.monotonic() - began
-        meet()
-    return received - first, elapsed
+        return timed(meet, receive, count)
 
 
 def round_trip(kind: str, pause: float, scale: Scale) -> Series:
