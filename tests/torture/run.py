@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from actors import AskTimeout, System
+from actors import AskTimeout, StartFailed, System
 from actors.identity import Identity, stale_prefix
 from actors.plan import Plan
 from actors.rundir import IDENTITY, RunDirectory
@@ -27,6 +27,7 @@ from tests.torture.topology import WORKERS, Finish, Look, Seen, topology
 
 SETTLE = 60.0  # seconds until everything under way must have been handled
 READY = 60.0
+SABOTAGED = 20.0  # a sabotaged system may never be up, and never be right: seconds until that is the verdict
 STARTING = 0.5  # a start takes about so long
 SHM = Path("/dev/shm")
 
@@ -59,7 +60,12 @@ def torture(folder: Path, *, seed: int, kills: int, system_kills: int = 0, mutat
                 _kill_system(breeder, folder, chance, verdict, prefixes)
         finally:
             breeder.close()
-    with topology(folder, mutation).start() as system:
+    try:
+        system = topology(folder, mutation).start(timeout=SABOTAGED if mutation else READY)
+    except StartFailed as error:  # the load runs while it starts, so wrong orders may already show
+        verdict.wrong.append(f"not up: {error}")
+        return verdict
+    with system:
         verdict.wrong += left_over(prefixes)
         prefixes.append(stale_prefix(identity_of(folder)))
         feeder = Feeder(system, folder)
