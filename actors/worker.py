@@ -38,6 +38,7 @@ from actors.process import arm_parent_death, inherited
 from actors.reserving import Reserver
 from actors.resume import RUNTIME, SESSION, Names
 from actors.sources import Sources
+from actors.spinning import Spinning
 from actors.system_errors import HandlerFailed, MessageFailed, TopologyChanged
 from actors.takeover import refuse_other_layouts
 from actors.views import Views
@@ -200,6 +201,8 @@ class Worker:
         control, running, leave = Field.CONTROL, Control.RUN, Control.LEAVE
         sources = Sources(dispatcher, self._plan.limits.max_attempts, careful=self._boot.careful)
         pausing = Pausing(endpoint)
+        spinning = Spinning(len(os.sched_getaffinity(0)) > 1)
+        moved = 0  # messages handled and sent, when it slept last
         seen = running
         arrivals: Sequence[Arrival] = ()
         ending = False  # a handler has asked for the end of this worker
@@ -249,7 +252,10 @@ class Worker:
                 bell.arm()
                 if endpoint.idle(blocked) and cells[control] == seen:
                     longest = PAUSED_WAIT if endpoint.paused else IDLE_WAIT
-                    bell.wait(min(longest, max(0.0, due - time.monotonic())))
+                    slept = time.monotonic()
+                    rung = bell.wait(min(longest, max(0.0, due - slept)), spinning.seconds)
+                    moved, before = cells[Field.HANDLED] + cells[Field.SENT], moved
+                    spinning.waited(time.monotonic() - slept, rung, moved - before)
                 bell.disarm()
         block.set(Field.STATE, WorkerState.STOPPING)
         dispatcher.stop()

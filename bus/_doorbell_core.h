@@ -38,6 +38,34 @@ static inline int bell_clear(uint32_t *word)
            __atomic_exchange_n(word, IDLE, __ATOMIC_SEQ_CST) == ARMED;
 }
 
+/* Tells the processor that this is a loop that waits, so that the other thread of its core gets on. */
+static inline void bell_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+#define PAUSES 16 /* between two looks at the clock */
+
+/* Looks, without sleeping, while the word is armed, for so many seconds. */
+static inline void bell_spin(const uint32_t *word, double seconds)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    double until = (double)now.tv_sec + (double)now.tv_nsec / 1e9 + seconds;
+    do {
+        for (int pauses = 0; pauses < PAUSES; pauses++) {
+            if (!bell_armed(word))
+                return;
+            bell_pause();
+        }
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while ((double)now.tv_sec + (double)now.tv_nsec / 1e9 < until);
+}
+
 static inline struct timespec bell_span(double seconds)
 {
     struct timespec span = {.tv_sec = (time_t)seconds};
