@@ -37,5 +37,8 @@ class StableAbiWheel(bdist_wheel):
         super().finalize_options()
 
 
-RING = ("_ring_object.c", "_doorbell_object.c", "_binding.h", "_ring_core.h", "_doorbell_core.h")
+RING = (
+    "_ring_object.c", "_ring_looks.c", "_doorbell_object.c",
+    "_binding.h", "_ring_object.h", "_ring_core.h", "_doorbell_core.h",
+)  # fmt: skip
 setup(ext_modules=[extension("_ring", *RING), extension("_progress")], cmdclass={"bdist_wheel": StableAbiWheel})

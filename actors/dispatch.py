@@ -415,7 +415,8 @@ class Dispatcher:
             state, changed = hosted.changes()
             if state is not None:
                 states.append((hosted.index, state))
-            keys.extend((hosted.index, key, value) for key, value in changed)
+            for key, value in changed:
+                keys.append((hosted.index, key, value))
         runs = self._outgoing.encode(self._endpoint.me.index) if self._outgoing else []
         self._cells[Field.BUSY_HANDLER] = 0
         # failpoint: state-encoded

@@ -31,6 +31,7 @@ from persist.link import DUPLICATE, NEW, UNKNOWN, Inbound, Kind
 from persist.recovery import Recovered
 
 TAKE_RECORDS = 64  # records of one ring in one batch
+COPIED = 1 << 10  # bytes of a record up to which a copy costs less than a view
 TAKE_BYTES = 1 << 16  # bytes of one ring in one batch; after a death this much may be handled one by one
 
 
@@ -59,6 +60,10 @@ class Endpoint:
         self._own_until = 0  # level memory: nothing is acknowledged before the own message with this number is consumed
         self._sending: list[Link] = []  # links with an outbound ring
         self._receiving: list[Link] = []  # links with an inbound ring
+        self._outbound: list[Ring] = []  # the rings of those
+        self._inbound: list[Ring] = []
+        self._behind: list[Link] = []  # all that have something to publish, and maybe others
+        self._taken: list[Link] = []  # from which something was taken since the last release
 
     # ------------------------------------------------------------------------------------------------ setting up
     def connect(
@@ -68,8 +73,10 @@ class Endpoint:
         link.producing, link.consuming, link.bell, link.inside = producing, consuming, bell, inside
         if producing is not None:
             self._sending.append(link)
+            self._outbound.append(producing)
         if consuming is not None:
             self._receiving.append(link)
+            self._inbound.append(consuming)
 
     def resume(self, journal: Journal | None, recovered: Recovered | None) -> None:
         """Takes up where the last incarnation ended. Nothing was published, released or acknowledged before this."""
@@ -106,6 +113,7 @@ class Endpoint:
                 ring_out.set(Cell.COMMITTED, link.outbound.assigned)
         self.cells[Field.CARRIED_ACK] = self.me.inbound.watermark
         self.cells[Field.CARRIED] = self.me.outbound.assigned
+        self._behind = self._sending[:]
         self.claims.recover(self.links, journal, self.dead)
         # failpoint: claims-recovered
         self.overload.reset()
@@ -128,17 +136,21 @@ class Endpoint:
             return arrivals
         if self.me.outbound.published != self.me.outbound.assigned and self.me not in but:
             arrivals.extend(self._take_own())
-        for link in self._receiving if not self._held else ():
+        for index in self._waiting() if not self._held else ():
+            link = self._receiving[index]
             if (self.overload.paused and not link.inside) or link in but:
                 continue
             assert link.consuming is not None
+            if link not in self._taken:
+                self._taken.append(link)
             if link.lends:
                 arrivals.extend(self._take_rows(link, link.consuming))
                 continue
             for record in link.consuming.take_many(TAKE_RECORDS, TAKE_BYTES):
                 # failpoint: records-taken
                 first, count, route, flags = unpack_header(record)
-                arrivals.append(Arrival(link, first, count, route, flags, memoryview(record)[RUN.size :]))
+                body = record[RUN.size :] if len(record) <= COPIED else memoryview(record)[RUN.size :]
+                arrivals.append(Arrival(link, first, count, route, flags, body))
         return arrivals
 
     def _take_rows(self, link: Link, ring: Ring) -> Iterator[Arrival]:
@@ -163,12 +175,17 @@ class Endpoint:
             self._ask_resend(link)
         return arrival.length
 
+    def _waiting(self) -> list[int]:
+        """Of which of the receiving links the ring has something that was not taken."""
+        return type(self._inbound[0]).waiting(self._inbound) if self._inbound else []
+
     def release(self, but: Collection[Link] = ()) -> None:
         """All that was taken is committed, except for what came from the links in `but`: its space in the rings is free
         again."""
         if self._held:
             return
-        for link in self._receiving:
+        taken, self._taken = self._taken, [link for link in self._taken if link in but]
+        for link in taken:
             if link in but:
                 continue
             ring = link.consuming
@@ -191,6 +208,7 @@ class Endpoint:
     def put_back(self) -> None:
         """What was taken and not released is new again."""
         self.rollback()
+        self._taken.clear()
         for link in self._receiving:
             assert link.consuming is not None
             link.consuming.rewind()
@@ -288,7 +306,7 @@ class Endpoint:
         """Level memory: which of the sends are nowhere but in this process until they are published or, the worker's
         own, consumed. The others have a cause that waits in a ring for its acknowledgement (`acknowledge`)."""
         me = self.me
-        external = any(link is not me for link in consumed)
+        external = len(consumed) > (me in consumed)
         # Own messages are a cause like any other, unless they have none themselves.
         caused = bool(consumed) and (me not in consumed or me.inbound.watermark >= me.unsafe)
         if external:
@@ -312,10 +330,11 @@ class Endpoint:
                 link.mark(first + send.count - 1, now)
                 if send.flags & FLAG_CLAIM:
                     self.claims.sent(link, first, send)
-        # By these cells the supervisor knows that all is quiet: a send counts before its cause is acknowledged.
-        for link in self._sending:
-            assert link.producing is not None
-            link.producing.set(Cell.COMMITTED, link.outbound.assigned)
+                if link.producing is not None:
+                    # By this cell the supervisor knows that all is quiet: a send counts before its cause is acknowledged.
+                    link.producing.set(Cell.COMMITTED, link.outbound.assigned)
+                    if link not in self._behind:
+                        self._behind.append(link)
         # failpoint: committed-told
         self.cells[Field.CARRIED] = self.me.outbound.assigned
         self.cells[Field.SENT] += sent
@@ -324,9 +343,10 @@ class Endpoint:
     def publish(self) -> bool:
         """Committed sends go into their rings as far as there is room. True if anything moved."""
         moved = False
-        for link in self._sending:
-            if link.outbound.published != link.outbound.assigned:
+        if self._behind:
+            for link in self._behind:
                 moved |= publish(link, self.journal)
+            self._behind = [link for link in self._behind if link.outbound.published != link.outbound.assigned]
         if moved or self._changed:
             self._weigh()
         return moved
@@ -341,12 +361,14 @@ class Endpoint:
             me = self.me
             self._forget(me, me.inbound.watermark)
             self.cells[Field.CARRIED_ACK] = me.inbound.watermark
-            self._held = me.inbound.watermark < self._own_until or any(
-                link.outbound.published != link.outbound.assigned for link in self._sending if not link.inside
-            )
+            was_held, self._held = self._held, me.inbound.watermark < self._own_until
+            for link in self._behind:
+                if not link.inside:
+                    self._held = True
             if self._held:
                 return False
-            consumed = self.links
+            if was_held:
+                consumed = self.links
         for link in consumed:
             if link.consuming is not None:
                 link.consuming.set(Cell.ACK, link.inbound.watermark)
@@ -359,8 +381,18 @@ class Endpoint:
 
     def progress(self) -> bool:
         """Trims by acknowledgements, serves resends, publishes what found no room before. True if anything moved."""
-        moved = False
-        for link in self._sending:
+        self._hear()
+        moved = self.publish()
+        if self._held and self.acknowledge(()):
+            self.release()
+            moved = True
+        self.overload.look()
+        return moved
+
+    def _hear(self) -> None:
+        """What receivers have acknowledged, and what they ask for again."""
+        for index in type(self._outbound[0]).answered(self._outbound) if self._outbound else ():
+            link = self._sending[index]
             ring, outbound = link.producing, link.outbound
             assert ring is not None
             acked = ring.get(Cell.ACK)
@@ -372,15 +404,10 @@ class Endpoint:
             asked = ring.get(Cell.RESEND_ASKED)
             if asked != link.resends_seen and self.journal is not None:
                 outbound.rewind(ring.get(Cell.RESUME))
+                self._behind = self._sending[:]
                 self._changed = True
                 link.resends_seen = asked
                 ring.set(Cell.RESEND_SERVED, asked)
-        moved = self.publish()
-        if self._held and self.acknowledge(()):
-            self.release()
-            moved = True
-        self.overload.look()
-        return moved
 
     def _forget(self, link: Link, acked: int) -> None:
         """What the peer has consumed for good leaves the outbox, and its claims are free."""
@@ -396,13 +423,13 @@ class Endpoint:
     def idle(self, but: Collection[Link] = ()) -> bool:
         """Nothing waits to be taken, but from the links in `but`, and nothing that waits to be published finds room. To
         be asked with the doorbell armed: what came just before that has rung in vain."""
+        self._hear()
         if self.publish() or (self.claims.held and self.claims_are_free()):
             return False
-        for link in self._receiving:
-            if (link.inside or not self.overload.paused) and not self._held and link not in but:
-                assert link.consuming is not None
-                if link.consuming.pending():
-                    return False
+        for index in self._waiting() if not self._held else ():
+            link = self._receiving[index]
+            if (link.inside or not self.overload.paused) and link not in but:
+                return False
         return self.me.outbound.published == self.me.outbound.assigned or self.me in but
 
     def claims_are_free(self) -> bool:
@@ -428,9 +455,12 @@ class Endpoint:
 
     def _at_risk(self) -> bool:
         """Without a journal: something is in this process only, and no cause of it waits in a ring."""
-        return self.me.inbound.watermark < self.me.unsafe or any(
-            link.outbound.published < link.unsafe for link in self._sending
-        )
+        if self.me.inbound.watermark < self.me.unsafe:
+            return True
+        for link in self._behind:
+            if link.outbound.published < link.unsafe:
+                return True
+        return False
 
     @property
     def taken_by_others(self) -> bool:
@@ -446,7 +476,7 @@ class Endpoint:
         """What waits for the receivers has changed."""
         self._changed = False
         backlog = self.me.outbound.backlog_bytes + self.claims.held  # those count until they are free
-        for link in self._sending:
+        for link in self._behind:
             backlog += link.outbound.backlog_bytes
         self.cells[Field.OUTBOX_BYTES] = backlog
         if self.journal is None:

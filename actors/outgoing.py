@@ -201,7 +201,7 @@ class Outgoing:
             else:
                 encode = self._encode_large if run.lane.large else self._encode
                 encoded.extend(encode(run.lane, run.messages, run.lane.peers))
-        for lane, messages in _grouped(self.local):
+        for lane, messages in _grouped(self.local) if self.local else ():
             encode = self._encode_large if lane.large else self._encode
             encoded.extend(encode(lane, messages, (own,)))
         return encoded

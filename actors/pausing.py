@@ -28,6 +28,8 @@ class Pausing:
         """Whether nothing is to be handled now."""
         cells = self._endpoint.cells
         request = cells[Field.PAUSE]
+        if request == self._request and not self._until:
+            return not self.sources
         if request != self._request:
             self._request, (_, self._asked) = request, pause_asked(request)
             self.sources = self._asked is Pause.RUN
@@ -38,6 +40,11 @@ class Pausing:
         if cells[Field.PAUSED] != reached:
             cells[Field.PAUSED] = reached
         return not self.sources and not self._until
+
+    @property
+    def settled(self) -> bool:
+        """What was asked for has come about, and is told."""
+        return not self._until and self._endpoint.cells[Field.PAUSE] == self._request
 
     def _sent(self) -> list[tuple[Link, int]]:
         """What was committed towards this worker until now."""

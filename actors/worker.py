@@ -57,6 +57,7 @@ from persist import (
 )
 from persist.files import Directory
 
+NEVER = float("inf")  # monotonic seconds
 IDLE_WAIT = 0.25  # seconds; a worker with nothing to do looks around this often
 PAUSED_WAIT = 0.005  # while another worker of the component is over its limit, and tells nobody when it is not
 RUN_BYTES = 1 << 15  # a run is cut there, so that its first message need not wait for its last
@@ -223,11 +224,9 @@ class Worker:
                 endpoint.put_back()  # what was taken from others, and is not consumed, is for the next incarnation
             now = time.monotonic_ns()
             cells[Field.HEARTBEAT_NS] = now
-            worked = endpoint.progress()
+            worked = False
             blocked: Collection[Link] = dispatcher.blocked
             paused = pausing.look() and not only_own
-            if ending and not arrivals and endpoint.all_taken:
-                break
             if paused:
                 blocked = self._everyone
             elif only_own:
@@ -240,13 +239,19 @@ class Worker:
             if arrivals and not paused:
                 count = cells[Field.COMMITS]
                 arrivals = dispatcher.run(arrivals)
-                worked |= not blocked or cells[Field.COMMITS] != count or dispatcher.leaving != ending
-            due = float("inf") if paused else min(dispatcher.blocked.values(), default=float("inf"))
+                worked = not blocked or cells[Field.COMMITS] != count or dispatcher.leaving != ending
+            worked |= endpoint.progress()  # after what has arrived: whoever waits for an answer to it waits no longer
+            if ending and not arrivals and endpoint.all_taken:
+                break
+            due = min(dispatcher.blocked.values()) if dispatcher.blocked and not paused else NEVER
             free = seen is running and not endpoint.paused and pausing.sources and not only_own
             if sources and free and not (arrivals and dispatcher.careful.is_next(arrivals)):
                 due = min(due, sources.call(now / 1e9))
                 worked |= due <= time.monotonic() or dispatcher.leaving
             self._house.keep()
+            quiet = seen is running and not dispatcher.leaving and pausing.settled and not arrivals
+            if worked and quiet and due > time.monotonic() and endpoint.idle(blocked):
+                worked = False  # the turn that would find nothing to do need not be taken
             if not worked:
                 log_worker.tell_dropped()
                 bell.arm()

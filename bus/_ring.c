@@ -3,6 +3,7 @@
  *
  *     _ring_core.h, _doorbell_core.h         what happens in shared memory; nothing of Python
  *     _ring_object.c, _doorbell_object.c     the classes
+ *     _ring_looks.c                          what the class Ring does with many rings at once
  *     _ring.c                                the module, and what the classes share
  */
 #define _GNU_SOURCE
@@ -94,6 +95,7 @@ static int module_exec(PyObject *module)
     if (PyModule_AddIntMacro(module, RING_VERSION) < 0 || PyModule_AddIntMacro(module, HEADER_SIZE) < 0 ||
         PyModule_AddIntMacro(module, RECORD_HEADER) < 0 || PyModule_AddIntMacro(module, WORD) < 0 ||
         PyModule_AddIntMacro(module, TAIL) < 0 || PyModule_AddIntMacro(module, HEAD) < 0 ||
+        PyModule_AddIntMacro(module, ACK) < 0 || PyModule_AddIntMacro(module, RESEND_ASKED) < 0 ||
         PyModule_AddIntConstant(module, "RECORD", KIND_RECORD) < 0 ||
         PyModule_AddIntConstant(module, "PADDING", KIND_PADDING) < 0 ||
         PyModule_AddIntConstant(module, "MIN_CAPACITY", (long)MIN_CAPACITY) < 0)

@@ -2,6 +2,7 @@ from collections.abc import Iterable
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
+ACK: int
 FUTEX: int
 HEADER_SIZE: int
 HEAD: int
@@ -9,6 +10,7 @@ MIN_CAPACITY: int
 PADDING: int
 RECORD: int
 RECORD_HEADER: int
+RESEND_ASKED: int
 RING_VERSION: int
 TAIL: int
 WORD: int
@@ -28,6 +30,10 @@ class Ring:
     def release(self) -> None: ...
     def rewind(self) -> None: ...
     def pending(self) -> int: ...
+    @classmethod
+    def waiting(cls, rings: list[Ring], /) -> list[int]: ...
+    @classmethod
+    def answered(cls, rings: list[Ring], /) -> list[int]: ...
     def used(self) -> int: ...
     def get(self, cell: int, /) -> int: ...
     def set(self, cell: int, value: int, /) -> None: ...

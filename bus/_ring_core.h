@@ -21,6 +21,8 @@ enum {
     WORD = 8,
     TAIL = 16,
     HEAD = 32,
+    ACK = 33,
+    RESEND_ASKED = 35,
     CELLS = HEADER_SIZE / WORD,
     KIND_RECORD = 1,
     KIND_PADDING = 2,

@@ -1,25 +1,12 @@
 /* The class Ring: `_ring_core.h` for Python. `ring.py` says what each method means. */
 #define _GNU_SOURCE
-#include "_binding.h"
+#include "_ring_object.h"
 
 #include <stddef.h>
 #include <string.h>
 #include <structmember.h>
 
-#include "_ring_core.h"
-
-typedef struct {
-    PyObject_HEAD
-    PyObject *view;   /* memoryview of the whole buffer as bytes; NULL once closed */
-    Py_buffer buffer; /* what `view` exports to us */
-    RingEnd end;
-    unsigned long long epoch;
-    PyObject *reserved;
-    uint64_t reserved_end;
-} Ring;
-
-/* Raises what a step of the core came to, if it came to nothing; else the step. */
-static int checked(Ring *ring, int step, uint64_t size)
+int ring_checked(Ring *ring, int step, uint64_t size)
 {
     if (step >= 0)
         return step;
@@ -35,7 +22,7 @@ static int checked(Ring *ring, int step, uint64_t size)
     return -1;
 }
 
-static int require_open(const Ring *ring)
+int ring_require_open(const Ring *ring)
 {
     if (ring->view != NULL)
         return 0;
@@ -45,7 +32,7 @@ static int require_open(const Ring *ring)
 
 static int require_no_reservation(const Ring *ring)
 {
-    if (require_open(ring) < 0)
+    if (ring_require_open(ring) < 0)
         return -1;
     if (ring->reserved == NULL)
         return 0;
@@ -100,7 +87,7 @@ static int ring_map(Ring *ring, PyObject *object)
         raise_with(state->layout_error, Py_BuildValue("(ssKs)", "ring", "capacity", capacity, "what check_ring accepts"));
         return -1;
     }
-    return checked(ring, ring_attach(&ring->end, ring->buffer.buf, capacity), 0) < 0 ? -1 : 0;
+    return ring_checked(ring, ring_attach(&ring->end, ring->buffer.buf, capacity), 0) < 0 ? -1 : 0;
 }
 
 static PyObject *Ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -142,7 +129,7 @@ static inline int place(Ring *ring, uint64_t tail, uint64_t size, uint64_t *star
 {
     int step = ring_place(&ring->end, tail, size, start);
     if (step != RING_OK)
-        return checked(ring, step, size);
+        return ring_checked(ring, step, size);
     return FAILPOINT("ring-claimed") < 0 ? -1 : 1;
 }
 
@@ -327,7 +314,7 @@ static PyObject *Ring_reserve(Ring *ring, PyObject *argument)
 
 static int take_back(Ring *ring)
 {
-    if (require_open(ring) < 0)
+    if (ring_require_open(ring) < 0)
         return -1;
     if (ring->reserved == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "nothing is reserved in this ring");
@@ -367,7 +354,7 @@ static PyObject *Ring_take_many(Ring *ring, PyObject *const *args, Py_ssize_t na
     if (taken == NULL)
         return NULL;
     uint64_t tail;
-    if (require_open(ring) < 0 || checked(ring, ring_tail(&ring->end, &tail), 0) < 0)
+    if (ring_require_open(ring) < 0 || ring_checked(ring, ring_tail(&ring->end, &tail), 0) < 0)
         goto failed;
     uint64_t cursor = ring->end.cursor;
     Py_ssize_t count = 0;
@@ -377,7 +364,7 @@ static PyObject *Ring_take_many(Ring *ring, PyObject *const *args, Py_ssize_t na
         if (step < 0) {
             if (count > 0)
                 break;
-            (void)checked(ring, step, 0);
+            (void)ring_checked(ring, step, 0);
             goto failed;
         }
         if (item.kind == KIND_RECORD) {
@@ -418,7 +405,7 @@ static PyObject *Ring_take_views(Ring *ring, PyObject *const *args, Py_ssize_t n
     if (room == -1 && PyErr_Occurred())
         return NULL;
     uint64_t tail;
-    if (require_open(ring) < 0 || checked(ring, ring_tail(&ring->end, &tail), 0) < 0)
+    if (ring_require_open(ring) < 0 || ring_checked(ring, ring_tail(&ring->end, &tail), 0) < 0)
         return NULL;
     const uint64_t begin = ring->end.cursor;
     uint64_t cursor = begin;
@@ -428,7 +415,7 @@ static PyObject *Ring_take_views(Ring *ring, PyObject *const *args, Py_ssize_t n
         if (step < 0) {
             if (count > 0)
                 break;
-            (void)checked(ring, step, 0);
+            (void)ring_checked(ring, step, 0);
             return NULL;
         }
         if (item.kind == KIND_RECORD) {
@@ -453,7 +440,7 @@ static PyObject *Ring_take_views(Ring *ring, PyObject *const *args, Py_ssize_t n
         Py_XDECREF(view);
     }
     Py_DECREF(whole);
-    if (taken != NULL && (require_open(ring) < 0 || ring->end.cursor != begin)) {
+    if (taken != NULL && (ring_require_open(ring) < 0 || ring->end.cursor != begin)) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_RuntimeError, "the ring was used while records of it were being taken");
         Py_CLEAR(taken);
@@ -465,7 +452,7 @@ static PyObject *Ring_take_views(Ring *ring, PyObject *const *args, Py_ssize_t n
 
 static PyObject *Ring_release(Ring *ring, PyObject *Py_UNUSED(ignored))
 {
-    if (require_open(ring) < 0)
+    if (ring_require_open(ring) < 0)
         return NULL;
     ring_release(&ring->end);
     if (FAILPOINT("ring-head-stored") < 0)
@@ -475,7 +462,7 @@ static PyObject *Ring_release(Ring *ring, PyObject *Py_UNUSED(ignored))
 
 static PyObject *Ring_rewind(Ring *ring, PyObject *Py_UNUSED(ignored))
 {
-    if (require_open(ring) < 0)
+    if (ring_require_open(ring) < 0)
         return NULL;
     ring_rewind(&ring->end);
     if (FAILPOINT("ring-rewound") < 0)
@@ -486,7 +473,7 @@ static PyObject *Ring_rewind(Ring *ring, PyObject *Py_UNUSED(ignored))
 static PyObject *Ring_pending(Ring *ring, PyObject *Py_UNUSED(ignored))
 {
     uint64_t tail;
-    if (require_open(ring) < 0 || checked(ring, ring_tail(&ring->end, &tail), 0) < 0)
+    if (ring_require_open(ring) < 0 || ring_checked(ring, ring_tail(&ring->end, &tail), 0) < 0)
         return NULL;
     return PyLong_FromUnsignedLongLong(tail - ring->end.cursor);
 }
@@ -494,7 +481,7 @@ static PyObject *Ring_pending(Ring *ring, PyObject *Py_UNUSED(ignored))
 static PyObject *Ring_used(Ring *ring, PyObject *Py_UNUSED(ignored))
 {
     uint64_t used;
-    if (require_open(ring) < 0 || checked(ring, ring_used(&ring->end, &used), 0) < 0)
+    if (ring_require_open(ring) < 0 || ring_checked(ring, ring_used(&ring->end, &used), 0) < 0)
         return NULL;
     return PyLong_FromUnsignedLongLong(used);
 }
@@ -513,7 +500,7 @@ static Py_ssize_t cell_index(PyObject *argument)
 static PyObject *Ring_get(Ring *ring, PyObject *argument)
 {
     Py_ssize_t cell = cell_index(argument);
-    if (cell < 0 || require_open(ring) < 0)
+    if (cell < 0 || ring_require_open(ring) < 0)
         return NULL;
     return PyLong_FromUnsignedLongLong(ring_load(&ring->end, cell));
 }
@@ -531,7 +518,7 @@ static PyObject *Ring_set(Ring *ring, PyObject *const *args, Py_ssize_t nargs)
             PyErr_Format(PyExc_ValueError, "a cell holds 0 to 2**64 - 1, not %R", args[1]);
         return NULL;
     }
-    if (require_open(ring) < 0)
+    if (ring_require_open(ring) < 0)
         return NULL;
     ring_store(&ring->end, cell, value);
     Py_RETURN_NONE;
@@ -560,6 +547,10 @@ static PyMethodDef Ring_methods[] = {
     {"release", (PyCFunction)Ring_release, METH_NOARGS, "release($self)\n--\n\nHEAD := cursor."},
     {"rewind", (PyCFunction)Ring_rewind, METH_NOARGS, "rewind($self)\n--\n\nCursor := HEAD."},
     {"pending", (PyCFunction)Ring_pending, METH_NOARGS, "pending($self)\n--\n\nBytes between cursor and tail."},
+    {"waiting", Ring_waiting, METH_O | METH_CLASS,
+     "waiting($type, rings, /)\n--\n\nWhich of them have records behind their cursors."},
+    {"answered", Ring_answered, METH_O | METH_CLASS,
+     "answered($type, rings, /)\n--\n\nOf which of them the consumer has acknowledged, or asked for something."},
     {"used", (PyCFunction)Ring_used, METH_NOARGS, "used($self)\n--\n\nBytes between head and tail."},
     {"get", (PyCFunction)Ring_get, METH_O, "get($self, cell, /)\n--\n\nAcquire load of a cell."},
     {"set", FAST(Ring_set), METH_FASTCALL, "set($self, cell, value, /)\n--\n\nRelease store to a cell."},

@@ -15,7 +15,7 @@ One producer, one consumer; `layout` shows the memory. The contract of both impl
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from bus.errors import LayoutError, RecordTooLarge, RingCorrupt
 from bus.layout import (
@@ -51,6 +51,7 @@ class Ring:
 
     __slots__ = (
         "_closed",
+        "_answer",
         "_cursor",
         "_data",
         "_head",
@@ -77,6 +78,7 @@ class Ring:
             self._data = view[HEADER_SIZE : ring_size(self.capacity)]
         self._reserved: memoryview | None = None
         self._reserved_end = 0
+        self._answer = (0, 0)
         self._closed = False
         try:
             head, tail = self._position(_HEAD), self._position(_TAIL)
@@ -225,6 +227,23 @@ class Ring:
         if not self._cursor <= tail <= self._head + self.capacity:
             raise RingCorrupt(self._cursor, tail, "the tail is not within one capacity of the head")
         return tail - self._cursor
+
+    # -- many rings at once --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def waiting(cls, rings: list[Self], /) -> list[int]:
+        """As their consumer: the indices of those that have records behind their cursors."""
+        return [index for index, ring in enumerate(rings) if ring.pending()]
+
+    @classmethod
+    def answered(cls, rings: list[Self], /) -> list[int]:
+        """As their producer: the indices of those whose consumer has acknowledged something, or asked for a resend,
+        since they were looked at by this. At first: at all."""
+        return [index for index, ring in enumerate(rings) if ring._has_answered()]
+
+    def _has_answered(self) -> bool:
+        before, self._answer = self._answer, (self.get(Cell.ACK), self.get(Cell.RESEND_ASKED))
+        return self._answer != before
 
     # -- either end, or an observer ------------------------------------------------------------------------------------
 

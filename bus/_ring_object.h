@@ -1,0 +1,27 @@
+/* The class Ring as its two files share it: `_ring_object.c` and, for many rings at once, `_ring_looks.c`. */
+#ifndef RINGLEADER_RING_OBJECT_H
+#define RINGLEADER_RING_OBJECT_H
+
+#include "_binding.h"
+#include "_ring_core.h"
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *view;   /* memoryview of the whole buffer as bytes; NULL once closed */
+    Py_buffer buffer; /* what `view` exports to us */
+    RingEnd end;
+    unsigned long long epoch;
+    PyObject *reserved;
+    uint64_t reserved_end;
+    uint64_t ack, resend; /* as `answered` saw them last */
+} Ring;
+
+int ring_require_open(const Ring *ring);
+
+/* Raises what a step of the core came to, if it came to nothing; else the step. */
+int ring_checked(Ring *ring, int step, uint64_t size);
+
+PyObject *Ring_waiting(PyObject *type, PyObject *rings);
+PyObject *Ring_answered(PyObject *type, PyObject *rings);
+
+#endif
