@@ -17,6 +17,7 @@ def test_a_receiver_that_has_all_of_a_recovered_backlog_ends_the_overload() -> N
     endpoint.connect("b", producing=ring, consuming=None, bell=board.block("b").doorbell, inside=False)
     outbound = endpoint.links[2].outbound
     outbound.restore(assigned=10, acked=0, resume=5, from_position=0, size=500)
+    endpoint._behind = [endpoint.links[2]]
     endpoint._weigh()
     assert endpoint.cells[Field.OVER_LIMIT]
     ring.set(Cell.ACK, 10)  # the last incarnation had published all of it
