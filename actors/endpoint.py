@@ -331,7 +331,7 @@ class Endpoint:
                 if send.flags & FLAG_CLAIM:
                     self.claims.sent(link, first, send)
                 if link.producing is not None:
-                    # By this cell the supervisor knows that all is quiet: a send counts before its cause is acknowledged.
+                    # By this the supervisor knows that all is quiet: a send counts before its cause is acknowledged.
                     link.producing.set(Cell.COMMITTED, link.outbound.assigned)
                     if link not in self._behind:
                         self._behind.append(link)
@@ -457,10 +457,7 @@ class Endpoint:
         """Without a journal: something is in this process only, and no cause of it waits in a ring."""
         if self.me.inbound.watermark < self.me.unsafe:
             return True
-        for link in self._behind:
-            if link.outbound.published < link.unsafe:
-                return True
-        return False
+        return any(link.outbound.published < link.unsafe for link in self._behind)
 
     @property
     def taken_by_others(self) -> bool:

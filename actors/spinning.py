@@ -1,10 +1,10 @@
 """How long a worker looks at its doorbell before it sleeps on it. Decides only.
 
-Who is woken by the system runs some 15 us later than one who looks, so where an answer comes at once, looking halves the
-way there and back. Where it does not come at once, or the processor that looks is the one that is needed, it is waste; in
-a stream of messages it takes from the sender's rate what the receiver has no use for. So a worker looks only when it had
-few messages since its last wait, and that wait was short, and every time in vain makes it twice as slow to try that
-again. A worker whose messages are far apart, or who has none, never does.
+Who is woken by the system runs some 15 us later than one who looks, so where an answer comes at once, looking makes
+the way there and back a third shorter. Where it does not come at once, or the processor that looks is the one that
+is needed, it is waste; in a stream of messages it takes from the sender's rate what the receiver has no use for. So
+a worker looks only when it had few messages since its last wait, and that wait was short, and every time in vain
+makes it twice as slow to try that again. A worker whose messages are far apart, or who has none, never does.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class Doorbell:
     def wait(self, timeout: float, spin: float = 0.0, /) -> bool:
         """Sleeps while the word is armed, at most `timeout` seconds. True if the bell was rung.
 
-        The doorbell in C looks at the word for `spin` seconds before it sleeps, without the GIL: whoever rings then need
-        not wake anybody. In Python, whose other threads could not run meanwhile, it sleeps at once.
+        The doorbell in C looks at the word for `spin` seconds before it sleeps, without the GIL: whoever rings then
+        has nobody to wake. In Python, whose other threads could not run meanwhile, it sleeps at once.
         """
         self._require_open()
         if not math.isfinite(timeout) or not math.isfinite(spin):

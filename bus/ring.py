@@ -50,8 +50,8 @@ class Ring:
     """One end of a ring in `buffer`, which `layout.format_ring` has formatted; `LayoutError` if it is not a ring."""
 
     __slots__ = (
-        "_closed",
         "_answer",
+        "_closed",
         "_cursor",
         "_data",
         "_head",
