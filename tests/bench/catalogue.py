@@ -9,6 +9,7 @@ from tests.bench.measure import Case, Scale, Series
 
 MODULES = (
     "transports",
+    "least",
     "systems",
     "batch_tells",
     "fixed_rows",

@@ -99,7 +99,7 @@ def _segment(size: int) -> Iterator[Segment]:
 def sender(kind: str, given: Any, payload: bytes, most: int = BATCH) -> Iterator[Callable[[int], None]]:
     """A function that sends so many messages, up to `most` at once where the channel knows such a thing."""
     if kind in RINGS:
-        with _mapped(given[0]) as ring_buffer, _mapped(given[1]) as bells:
+        with mapped(given[0]) as ring_buffer, mapped(given[1]) as bells:
             ring, mine, theirs = _ring_end(kind, ring_buffer, bells, SENDER_BELL, RECEIVER_BELL)
             yield _ring_sender(ring, mine, theirs, [payload] * most)
             for one in (ring, mine, theirs):
@@ -121,7 +121,7 @@ def sender(kind: str, given: Any, payload: bytes, most: int = BATCH) -> Iterator
 def receiver(kind: str, given: Any, most: int = BATCH) -> Iterator[Callable[[], int]]:
     """A function that waits for messages, takes one or more, and says how many."""
     if kind in RINGS:
-        with _mapped(given[0]) as ring_buffer, _mapped(given[1]) as bells:
+        with mapped(given[0]) as ring_buffer, mapped(given[1]) as bells:
             ring, mine, theirs = _ring_end(kind, ring_buffer, bells, RECEIVER_BELL, SENDER_BELL)
             yield _ring_receiver(ring, mine, theirs, most)
             for one in (ring, mine, theirs):
@@ -144,7 +144,7 @@ def endpoint(kind: str, given: Any, first: bool) -> Iterator[tuple[Callable[[byt
     """(send, receive) of one end of a channel both ways."""
     if kind == "doorbell":
         bell = RINGS.get("ring, C", RINGS["ring, Python"])[1]
-        with _mapped(given[1]) as bells:
+        with mapped(given[1]) as bells:
             mine, theirs = (SENDER_BELL, RECEIVER_BELL) if first else (RECEIVER_BELL, SENDER_BELL)
             here, there = bell(bells, mine), bell(bells, theirs)
             with bells[COUNTER : COUNTER + 8] as raw, raw.cast("Q") as counter:
@@ -160,7 +160,7 @@ def endpoint(kind: str, given: Any, first: bool) -> Iterator[tuple[Callable[[byt
 
 
 @contextmanager
-def _mapped(name: str) -> Iterator[memoryview]:
+def mapped(name: str) -> Iterator[memoryview]:
     segment = Segment.attach(name)
     try:
         yield segment.buf
