@@ -9,7 +9,7 @@ makes it twice as slow to try that again. A worker whose messages are far apart,
 
 from __future__ import annotations
 
-LONGEST = 1e-4  # seconds; a worker that nobody rings for so long sleeps
+LONGEST = 2.5e-4  # seconds; a worker that nobody rings for so long sleeps
 FEW = 8  # messages handled and sent between two waits; more are a stream
 PATIENCE = 256  # short waits in a row before it is tried again, at most
 SETTLED = 8  # successes in a row after which a failure is the first one again
