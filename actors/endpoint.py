@@ -18,13 +18,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from actors.claims import Claims
 from actors.codec import FLAG_CLAIM, FLAG_COMMAND, RUN, unpack_header
+from actors.errors import BadRecord
 from actors.in_place import Places, RingPlace
 from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
 from actors.overload import Overload
 from actors.publishing import publish, refill
 from bus import Block, Cell, Doorbell, Field, Ring
-from persist.errors import JournalFull
+from persist.errors import JournalFull, ProtocolViolation
 from persist.format import DeadLetter, Send, Transaction
 from persist.journal import Journal
 from persist.link import DUPLICATE, NEW, UNKNOWN, Inbound, Kind
@@ -162,9 +163,14 @@ class Endpoint:
             yield Arrival(link, first, count, route, flags, arrivals)
 
     def admit(self, arrival: Arrival) -> int:
-        """How many messages of the arrival were consumed before; its whole count for a duplicate or a gap."""
+        """How many messages of the arrival were consumed before; its whole count for a duplicate or a gap. BadRecord if
+        no run can have these numbers: the ring is at fault, and no journal."""
         link = arrival.link
-        verdict = link.inbound.admit(arrival.first, arrival.length)
+        try:
+            verdict = link.inbound.admit(arrival.first, arrival.length)
+        except ProtocolViolation as wrong:
+            told = f"it is a run of {arrival.length} messages from {arrival.first} on, in the ring from {link.name!r}"
+            raise BadRecord(told, RUN.size + len(arrival.body)) from wrong
         if verdict is NEW:
             return 0
         if verdict.kind is Kind.NEW:
