@@ -186,6 +186,7 @@ class Dispatcher:
         else:
             arrivals = self.batch(arrivals)
         if self._views.escaped and (kept := self._views.gone()):
+            # failpoint: view-outlives
             raise ViewEscaped(kept, tuple(one.name for one in self.hosted))
         self._cells[Field.BUSY_PEER] = 0
         self._endpoint.release({arrival.link for arrival in arrivals} if arrivals else ())
@@ -412,6 +413,7 @@ class Dispatcher:
         if self._views:
             self._progress.begin([], 0, 0, False)  # it holds the records of the last run
             if kept := self._views.take_back():
+                # failpoint: view-escaped
                 raise ViewEscaped(kept, tuple(sorted(one.name for one in self._touched)))
         states: list[tuple[int, bytes]] = []
         keys: list[tuple[int, bytes, bytes | None]] = []

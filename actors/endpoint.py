@@ -157,6 +157,7 @@ class Endpoint:
     def _take_rows(self, link: Link, ring: Ring) -> Iterator[Arrival]:
         """Rows stay where they are, until `release`; everything else is copied."""
         for view in ring.take_views(TAKE_RECORDS, TAKE_BYTES):
+            # failpoint: views-taken
             first, count, route, flags = unpack_header(view)
             body = view[RUN.size :]
             arrivals = body if route in self.rows and not flags & FLAG_COMMAND else memoryview(bytes(body))

@@ -14,7 +14,7 @@ import pytest
 from tests.bus import implementations
 from tests.bus.implementations import needs_c
 from tests.bus.variants import TAIL_FIRST
-from tests.torture.combinations import ACTIONS, WAYS, Combination, combinations, shares, together
+from tests.torture.combinations import ACTIONS, WAYS, Combination, combinations, shares, together, work
 from tests.torture.failpoints import RINGS, torture
 from tests.torture.hook import SUPERVISOR, points, ring_points
 
@@ -28,8 +28,8 @@ def test_no_failpoint_loses_doubles_or_reorders_anything(tmp_path: Path) -> None
     acted = {point for _, point in verdict.acted}
     assert acted == set(points()), f"never reached: {set(points()) - acted}"
     assert verdict.acted >= {(ring, point) for ring in rings for point in ring_points()}
-    work = shares(combinations(random.Random(seed), points()), ring_points(), rings)
-    assert verdict.count == sum(map(len, work.values()))
+    wanted = work(combinations(random.Random(seed), points()), ring_points(), rings)
+    assert verdict.count == sum(map(len, wanted.values()))
 
 
 @needs_c
