@@ -23,7 +23,7 @@ from actors.in_place import Places, RingPlace
 from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
 from actors.overload import Overload
-from actors.publishing import publish, refill
+from actors.publishing import publish, published_before, refill
 from bus import Block, Cell, Doorbell, Field, Ring
 from persist.errors import JournalFull, ProtocolViolation
 from persist.format import DeadLetter, Send, Transaction
@@ -99,7 +99,7 @@ class Endpoint:
                 )
             else:
                 # No journal: the rings, which outlive a worker, are all there is to remember.
-                published = 0 if ring_out is None else ring_out.get(Cell.PUBLISHED)
+                published = 0 if ring_out is None else published_before(ring_out)
                 link.outbound.restore(assigned=published, acked=published, resume=published, from_position=None)
                 link.inbound = Inbound(0 if ring_in is None else ring_in.get(Cell.ACK))
             if ring_in is not None:

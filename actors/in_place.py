@@ -98,6 +98,6 @@ def _given_up(link: Link) -> bool:
     assert link.place is not None
     if link.place.sent or link.place.lives:
         return False
-    link.place.give_up()
-    link.place = None
+    place, link.place = link.place, None
+    place.give_up()
     return True

@@ -196,8 +196,7 @@ def settle(level: str, system: System, folder: Path) -> tuple[list[str], int]:
     """Waits until all has come, or the time is over."""
     expected: dict[str, int] = {}
     for side in SIDES:
-        last, accepted = remembered(folder, side)
-        assert len(accepted) == last  # nobody has killed the program
+        last, _ = remembered(folder, side)
         expected |= {f"rows {side}": last * ROWS, f"bulk {side}": last // BULK_EVERY}
     deadline = time.monotonic() + SETTLE
     while True:
