@@ -57,6 +57,7 @@ class Endpoint:
         self.rows: set[int] = set()  # the routes whose runs are rows
         self.places = Places()
         self._held = False
+        self._left: Collection[Link] = ()  # from which something was taken that is not committed
         self._changed = True  # what waits for the receivers may have, since it was weighed
         self._own_until = 0  # level memory: nothing is acknowledged before the own message with this number is consumed
         self._sending: list[Link] = []  # links with an outbound ring
@@ -188,7 +189,8 @@ class Endpoint:
 
     def release(self, but: Collection[Link] = ()) -> None:
         """All that was taken is committed, except for what came from the links in `but`: its space in the rings is free
-        again."""
+        again, now or as soon as nothing is held any more."""
+        self._left = but
         if self._held:
             return
         taken, self._taken = self._taken, [link for link in self._taken if link in but]
@@ -391,7 +393,7 @@ class Endpoint:
         self._hear()
         moved = self.publish()
         if self._held and self.acknowledge(()):
-            self.release()
+            self.release(self._left)  # what is left was taken, and nobody else remembers it
             moved = True
         self.overload.look()
         return moved
