@@ -180,6 +180,7 @@ def consume(
             elif not in_place:
                 receiver.take(taken)
         seconds = time.monotonic() - started
+        taken = []  # no view is left
         receiver.finish()
         print(receiver.records, receiver.size, ring.get(Cell.TAIL) // ring.capacity, seconds)
         for thing in (ring, mine, theirs):
