@@ -58,11 +58,13 @@ WAYS = {
     **dict.fromkeys(
         (
             "claim-made", "claim-created", "claim-written", "claim-synced", "claim-redeemed", "claim-freeing",
-            "claim-freed", *CLAIMS_IN_MEMORY, "place-given-up",
+            "claim-freed", *CLAIMS_IN_MEMORY,
         ),
         Way(most=8),
     ),
     "backlog-spilled": Way(WORKER, "pile", 6),
+    **dict.fromkeys((*IN_PLACE, *ROWS), Way(most=12)),
+    "place-given-up": Way(most=8),
     "view-escaped": Way(WORKER, "keep", 3),
     "view-outlives": Way(WORKER, "hold", 2),
     "tail-cut": Way(WORKER, "tear", 2),

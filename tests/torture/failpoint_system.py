@@ -147,6 +147,7 @@ def topology(directory: Path) -> Topology:
         backoff_first=0.001,
         backoff_max=0.01,
         drain_timeout=60.0,
+        preload=[__name__],
     )
     where = str(ledgers)
     app.worker("w-source", source=Source.spec(where))

@@ -28,7 +28,7 @@ SIDES = ("direct", "passed")
 ROWS = 5  # for a Go
 BULK_EVERY = 3
 LARGE = 3000  # bytes: more than goes through a ring
-PAUSE = 0.001
+PAUSE = 0.003
 KEPT: list[Any] = []  # where a rollback does not reach
 LEDGER = "rows-taken"
 
@@ -154,7 +154,7 @@ def topology(directory: Path, level: str) -> Topology:
         backoff_first=0.001,
         backoff_max=0.01,
         drain_timeout=60.0,
-        preload=["numpy"],
+        preload=["numpy", __name__],
     )
     app.worker("w-pass", **{"pass": Pass})
     app.worker("w-feed", feed=Feed)
