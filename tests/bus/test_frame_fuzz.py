@@ -64,7 +64,8 @@ class Rings:
 
     def read(self, name: str, how: str) -> tuple[list[bytes], str]:
         """What can be taken, and what is said of the rest; the ring is as before then."""
-        ring, taken, reason = self.ring[name], [], ""
+        ring, reason = self.ring[name], ""
+        taken: list[bytes] = []
         take = getattr(ring, how)
         try:
             while more := take(3, CAPACITY):
