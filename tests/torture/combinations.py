@@ -29,9 +29,8 @@ ROWS = (
     "view-outlives",
 )  # fmt: skip
 CLAIMS_IN_MEMORY = ("claim-filled", "claim-reused", "claim-let-go", "claim-looked-at")
-CLAIMS = ("claim-made", "claim-redeemed", "claim-freeing", "claim-freed", "claims-recovered")
 SYSTEMS: Mapping[str, Callable[[str], bool]] = {  # in which the points are tried
-    "memory": lambda point: point in {*IN_PLACE, *ROWS, *CLAIMS_IN_MEMORY, *CLAIMS},
+    "memory": lambda point: point in {*IN_PLACE, *ROWS, *CLAIMS_IN_MEMORY, "claims-recovered"},
     "power": lambda point: point in ROWS,
     "whole": lambda point: point not in {*IN_PLACE, *ROWS, *CLAIMS_IN_MEMORY},
 }
