@@ -27,7 +27,7 @@ from actors.answers import Answers
 from actors.attempts import GiveUp, Tolerance, Wait, next_step
 from actors.codec import FLAG_ASK, FLAG_COMMAND
 from actors.endpoint import Endpoint
-from actors.errors import CodecRefused, LayoutMismatch
+from actors.errors import BadRecord, CodecRefused, LayoutMismatch
 from actors.fixed_runs import elements, is_rows
 from actors.inlets import Inlet
 from actors.links import Arrival, Link
@@ -57,6 +57,7 @@ class Careful:
         answers: Answers,
         attempts: dict[Key, int],
         max_attempts: int,
+        routes: int,
     ) -> None:
         self.attempts = attempts
         self.blocked: dict[Link, float] = {}
@@ -68,6 +69,7 @@ class Careful:
         self._answers = answers
         self._tolerances = {route: inlet.tolerance(max_attempts) for route, inlet in inlets.items()}
         self._default = Tolerance(max_attempts)
+        self._routes = routes  # of the topology
         self._full: set[Link] = set()  # those of `blocked` that wait for room on the disk
         self._counted = set(attempts)  # durably
         self._waiting: dict[Link, tuple[bool, float, int]] = {}  # ordered, until, seq: what waits for its time
@@ -132,13 +134,23 @@ class Careful:
         self.crowded = bool(self._full)
         return left
 
-    @staticmethod
-    def _raws(arrival: Arrival) -> Sequence[memoryview | bytes | msgspec.Raw]:
+    def _raws(self, arrival: Arrival) -> Sequence[memoryview | bytes | msgspec.Raw]:
+        """Its messages, each one by itself. BadRecord if it is no run: nothing of it may come into a journal."""
         if arrival.flags & FLAG_COMMAND:
             return [arrival.body]
+        where = f"in the ring from {arrival.link.name!r}"
+        if arrival.route >= self._routes:
+            raise BadRecord(f"there is no route {arrival.route}, {where}", len(arrival.body))
         if is_rows(arrival.body):
             return list(elements(arrival.body, arrival.length))
-        return msgspec.msgpack.decode(arrival.body, type=list[msgspec.Raw])
+        try:
+            found = msgspec.msgpack.decode(arrival.body, type=list[msgspec.Raw])
+        except msgspec.MsgspecError as error:
+            raise BadRecord(f"not a run of messages, {where}: {error}", len(arrival.body)) from error
+        if len(found) != arrival.length:
+            told = f"its header says {arrival.length} messages, not {len(found)}, {where}"
+            raise BadRecord(told, len(arrival.body))
+        return found
 
     def _alone(self, arrival: Arrival, seq: int, raw: bytes) -> bool:
         """Tries one message until it is committed, as handled or as a dead letter. False if it has to wait."""

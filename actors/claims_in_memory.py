@@ -95,6 +95,7 @@ class MemoryClaims(Claims):
         for place, (peer, seq) in enumerate(edges):
             _EDGE.pack_into(mapped, _HEAD.size + place * _EDGE.size, peer, 0, seq)
         mapped[begin : begin + len(data)] = data
+        # failpoint: claim-filled
         _COUNT.pack_into(mapped, _COUNT_AT, len(edges))
         return Ticket(self.owner, slot.number, slot.generation, len(data), 0, large.codec)
 
@@ -105,6 +106,7 @@ class MemoryClaims(Claims):
             if slot.capacity == capacity:
                 del self._spare[place]
                 self._spare_bytes -= capacity
+                # failpoint: claim-reused
                 return slot
         try:
             return self._new(capacity)
@@ -162,6 +164,7 @@ class MemoryClaims(Claims):
         del self._slots[slot.number]
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(self.owner, slot.number))
+        # failpoint: claim-let-go
 
     # ------------------------------------------------------------------------------------------------ receiving
     def _open(self, ticket: Ticket) -> memoryview:
@@ -207,6 +210,7 @@ class MemoryClaims(Claims):
             descriptor = os.open(self._path(*key), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 os.pwrite(descriptor, _COUNT.pack(1), _LOOKED_AT)
+                # failpoint: claim-looked-at
             finally:
                 os.close(descriptor)
 

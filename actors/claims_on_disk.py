@@ -48,6 +48,7 @@ class DiskClaims(Claims):
         try:
             file = self._directory.create(name)
             try:
+                # failpoint: claim-created
                 at = 0  # nothing is reserved: a file that has no room is met by the write, and goes at once
                 while at < len(data):
                     at += file.write(data[at : at + WRITE_BYTES], at)
@@ -96,6 +97,7 @@ class DiskClaims(Claims):
         """By a hard link: where the sender has not freed it yet, which it has not before the commit."""
         number = self._number()
         os.link(self._path(ticket), _name(number), dst_dir_fd=self._directory.descriptor, follow_symlinks=False)
+        # failpoint: claim-linked
         if self._durable:
             self._directory.sync()
         return ticket._replace(owner=self.owner, number=number)

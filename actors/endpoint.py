@@ -18,13 +18,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from actors.claims import Claims
 from actors.codec import FLAG_CLAIM, FLAG_COMMAND, RUN, unpack_header
+from actors.errors import BadRecord
 from actors.in_place import Places, RingPlace
 from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
 from actors.overload import Overload
-from actors.publishing import publish, refill
+from actors.publishing import publish, published_before, refill
 from bus import Block, Cell, Doorbell, Field, Ring
-from persist.errors import JournalFull
+from persist.errors import JournalFull, ProtocolViolation
 from persist.format import DeadLetter, Send, Transaction
 from persist.journal import Journal
 from persist.link import DUPLICATE, NEW, UNKNOWN, Inbound, Kind
@@ -56,6 +57,7 @@ class Endpoint:
         self.rows: set[int] = set()  # the routes whose runs are rows
         self.places = Places()
         self._held = False
+        self._left: Collection[Link] = ()  # from which something was taken that is not committed
         self._changed = True  # what waits for the receivers may have, since it was weighed
         self._own_until = 0  # level memory: nothing is acknowledged before the own message with this number is consumed
         self._sending: list[Link] = []  # links with an outbound ring
@@ -98,7 +100,7 @@ class Endpoint:
                 )
             else:
                 # No journal: the rings, which outlive a worker, are all there is to remember.
-                published = 0 if ring_out is None else ring_out.get(Cell.PUBLISHED)
+                published = 0 if ring_out is None else published_before(ring_out)
                 link.outbound.restore(assigned=published, acked=published, resume=published, from_position=None)
                 link.inbound = Inbound(0 if ring_in is None else ring_in.get(Cell.ACK))
             if ring_in is not None:
@@ -156,15 +158,21 @@ class Endpoint:
     def _take_rows(self, link: Link, ring: Ring) -> Iterator[Arrival]:
         """Rows stay where they are, until `release`; everything else is copied."""
         for view in ring.take_views(TAKE_RECORDS, TAKE_BYTES):
+            # failpoint: views-taken
             first, count, route, flags = unpack_header(view)
             body = view[RUN.size :]
             arrivals = body if route in self.rows and not flags & FLAG_COMMAND else memoryview(bytes(body))
             yield Arrival(link, first, count, route, flags, arrivals)
 
     def admit(self, arrival: Arrival) -> int:
-        """How many messages of the arrival were consumed before; its whole count for a duplicate or a gap."""
+        """How many messages of the arrival were consumed before; its whole count for a duplicate or a gap. BadRecord if
+        no run can have these numbers: the ring is at fault, and no journal."""
         link = arrival.link
-        verdict = link.inbound.admit(arrival.first, arrival.length)
+        try:
+            verdict = link.inbound.admit(arrival.first, arrival.length)
+        except ProtocolViolation as wrong:
+            told = f"it is a run of {arrival.length} messages from {arrival.first} on, in the ring from {link.name!r}"
+            raise BadRecord(told, RUN.size + len(arrival.body)) from wrong
         if verdict is NEW:
             return 0
         if verdict.kind is Kind.NEW:
@@ -181,7 +189,8 @@ class Endpoint:
 
     def release(self, but: Collection[Link] = ()) -> None:
         """All that was taken is committed, except for what came from the links in `but`: its space in the rings is free
-        again."""
+        again, now or as soon as nothing is held any more."""
+        self._left = but
         if self._held:
             return
         taken, self._taken = self._taken, [link for link in self._taken if link in but]
@@ -384,7 +393,7 @@ class Endpoint:
         self._hear()
         moved = self.publish()
         if self._held and self.acknowledge(()):
-            self.release()
+            self.release(self._left)  # what is left was taken, and nobody else remembers it
             moved = True
         self.overload.look()
         return moved

@@ -42,13 +42,16 @@ class RingPlace:
     def publish(self, header: bytes) -> None:
         self.view.release()
         self._whole[: RUN.size] = header
+        # failpoint: place-headed
         self._ring.commit()
+        # failpoint: place-published
 
     def give_up(self) -> None:
         if self.lives:
             raise ViewEscaped(self._lent_to[:1], self._lent_to[1:])
         self.view.release()
         self._ring.abandon()
+        # failpoint: place-given-up
 
     def __len__(self) -> int:
         return self._size
@@ -70,8 +73,14 @@ class Places:
         whole = ring.reserve(RUN.size + size)
         if whole is None:
             return None
-        link.place = RingPlace(ring, whole)
+        try:
+            # failpoint: place-claimed
+            link.place = RingPlace(ring, whole)
+        except BaseException:
+            ring.abandon()  # otherwise nothing could be put into it any more, and nobody would know why
+            raise
         self._links.append(link)
+        # failpoint: place-reserved
         return link.place
 
     def drop(self) -> None:
@@ -89,6 +98,6 @@ def _given_up(link: Link) -> bool:
     assert link.place is not None
     if link.place.sent or link.place.lives:
         return False
-    link.place.give_up()
-    link.place = None
+    place, link.place = link.place, None
+    place.give_up()
     return True

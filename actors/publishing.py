@@ -5,9 +5,10 @@ A full ring delays this and nothing else: the peer is asked to ring the doorbell
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from actors.codec import pack_header
+from actors.codec import pack_header, unpack_header
 from actors.links import Link
 from bus import Cell, Ring
 from persist.format import Send
@@ -21,8 +22,8 @@ def publish(link: Link, journal: Journal | None) -> bool:
     assert ring is not None
     moved = starved = False
     if link.place is not None and not link.place.sent:
-        link.place.give_up()
-        link.place = None
+        place, link.place = link.place, None
+        place.give_up()
     while True:
         if outbound.needs_refill:
             refill(link, journal)
@@ -51,6 +52,17 @@ def publish(link: Link, journal: Journal | None) -> bool:
     if link.oldest_ns:
         ring.set(Cell.OLDEST_NS, link.oldest_ns)
     return moved
+
+
+def published_before(ring: Ring) -> int:
+    """The last message that earlier incarnations have put into this ring, without a journal to say so. One that died
+    between the tail and the cell that tells of it has published what stands in the ring, or is acknowledged by now."""
+    last = max(ring.get(Cell.PUBLISHED), ring.get(Cell.ACK))
+    while views := ring.take_views(sys.maxsize, ring.capacity):  # nobody writes there meanwhile; the head stays
+        for view in views:
+            first, count, _, _ = unpack_header(view)
+            last = max(last, first + count - 1)
+    return last
 
 
 def refill(link: Link, journal: Journal | None) -> None:

@@ -114,6 +114,7 @@ class Reservation:
             if self._zeroed:
                 rows.view("u1").fill(0)
         self._rows = reserver.views.lend(rows, codec.type_name, shared=False)
+        # failpoint: rows-reserved
         return rows
 
     def __exit__(
@@ -123,16 +124,19 @@ class Reservation:
         if kind is not None or not self._count:
             return
         outgoing, lane, count = self._reserver.outgoing, self._lane, self._count
+        # failpoint: rows-written
         if place is not None:
             if outgoing.is_unused(lane.peers[0]):
                 place.sent = True
                 outgoing.add_rows(lane, [EncodedRun(lane.route, count, 0, lane.peers, place)])  # type: ignore[arg-type]
+                # failpoint: rows-sent
                 return
             self._buffer = bytearray(place.view)  # what was sent inside the block goes first
         if lane.peers:
             outgoing.add_rows(lane, [EncodedRun(lane.route, *run) for run in self._runs()])
         if lane.local:
             outgoing.local.extend(LocalSend(lane, one) for one in elements(memoryview(self._buffer), count))
+        # failpoint: rows-sent
 
     def _runs(self) -> list[Any]:
         codec, peers, body = self._codec, self._lane.peers, self._buffer

@@ -43,11 +43,13 @@ class Views:
 
     def lend(self, rows: Any, type_name: str, *, shared: bool) -> Any:
         self._lent.append(Lent(weakref.ref(rows), type_name, shared))
+        # failpoint: rows-lent
         return rows
 
     def take_back(self) -> tuple[str, ...]:
         """All that is lent; returns the names of the classes whose rows somebody has kept."""
         alive, self._lent = _alive(self._lent), []
+        # failpoint: views-given-back
         self.escaped += [one for one in alive if one.shared]
         return tuple(dict.fromkeys(one.type_name for one in alive))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from actors.codec import pack_header
 from actors.endpoint import Endpoint
+from actors.outgoing import EncodedRun
 from bus import Board, Cell, Field, PyRing, board_size, format_ring, ring_size
+from persist import Outbound
 
 NAMES = ["gateway", "a", "b"]
 
@@ -25,3 +28,60 @@ def test_a_receiver_that_has_all_of_a_recovered_backlog_ends_the_overload() -> N
     assert outbound.backlog_bytes == 0
     assert not endpoint.cells[Field.OVER_LIMIT]
     assert not endpoint.paused
+
+
+def test_without_a_journal_what_stands_in_the_ring_was_published_whether_or_not_its_cell_says_so() -> None:
+    """Whoever dies between the tail and the cell, and then gives the same numbers to other messages, loses these."""
+    board = Board.format(bytearray(board_size(NAMES)), NAMES)
+    memory = bytearray(ring_size(4096))
+    format_ring(memory, 4096, 1)
+    before, reader = PyRing(memory), PyRing(memory)
+    for first, count in ((1, 3), (4, 1), (5, 2)):
+        assert before.push(pack_header(first, count, 0, 0), bytes(8))
+    before.set(Cell.PUBLISHED, 3)
+    reader.take_many(1, 1)
+    reader.release()  # the others wait for it
+
+    def resumed() -> Outbound:
+        endpoint = Endpoint("a", NAMES, board.block("a"), level="memory", outbox_limit=100, memory_limit=1000)
+        ring = PyRing(memory)
+        endpoint.connect("b", producing=ring, consuming=None, bell=board.block("b").doorbell, inside=False)
+        endpoint.resume(None, None)
+        return endpoint.links[2].outbound
+
+    assert (resumed().assigned, resumed().published, resumed().acked) == (6, 6, 6)
+    assert [len(record) for record in reader.take_many(9, 4096)] == [24, 24]
+    reader.release()
+    reader.set(Cell.ACK, 6)
+    assert resumed().assigned == 6  # it has been consumed meanwhile
+
+
+def test_what_was_taken_and_not_handled_is_not_let_go_when_what_was_held_up_goes_on() -> None:
+    """Level memory: until then its place in the ring is all that remembers it."""
+    board = Board.format(bytearray(board_size(NAMES)), NAMES)
+    rings = []
+    for _ in range(2):
+        memory = bytearray(ring_size(4096))
+        format_ring(memory, 4096, 1)
+        rings.append((PyRing(memory), PyRing(memory)))
+    (peer_out, mine_in), (mine_out, peer_in) = rings
+    endpoint = Endpoint("a", NAMES, board.block("a"), level="memory", outbox_limit=10**6, memory_limit=10**6)
+    endpoint.connect("b", producing=mine_out, consuming=mine_in, bell=board.block("b").doorbell, inside=False)
+    endpoint.resume(None, None)
+    peer_out.push(pack_header(1, 1, 0, 0), b"first")
+    peer_out.push(pack_header(2, 1, 0, 0), b"second")
+    first, second = endpoint.take()
+    assert endpoint.admit(first) == 0
+    first.link.inbound.stage(1)
+    endpoint.commit([EncodedRun(0, 1, 0, (2,), bytes(2000)) for _ in range(4)])  # more than there is room for
+    endpoint.release({second.link})
+    assert mine_in.get(Cell.ACK) == 0
+    while len(peer_in.take_many(9, 10**6)):
+        peer_in.release()
+        endpoint.progress()
+    assert mine_in.get(Cell.ACK) == 1
+    assert mine_in.get(Cell.HEAD) == 0  # the next incarnation takes both, and passes over the first
+    second.link.inbound.stage(2)
+    endpoint.commit()
+    endpoint.release()
+    assert mine_in.get(Cell.HEAD) == peer_out.get(Cell.TAIL)

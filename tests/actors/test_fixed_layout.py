@@ -284,6 +284,38 @@ def test_what_is_no_run_of_rows_is_refused(body: bytes) -> None:
         assert len(data) == 8 + len(rows) * 48
 
 
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 300), st.integers(0, 255), st.integers(-60, 60))
+def test_a_damaged_run_is_refused_or_is_rows_of_the_memory_that_it_was_given(
+    rows: int, count: int, at: int, byte: int, longer: int
+) -> None:
+    """In the middle of other memory, as in a ring: a changed byte, another length, another number than it says."""
+    body = bytearray(FixedRuns(Tick).encode_run([TICK] * rows))
+    body[at % len(body)] = byte
+    size = max(0, len(body) + longer)
+    around = memoryview(bytes(64) + bytes(body) + bytes(64))
+    view = around[64 : 64 + size]
+    try:
+        found = inlet().decode_run(view)
+    except (BadRecord, CodecRefused, LayoutMismatch):
+        found = None
+    if found is not None and is_rows(view):
+        assert found.tobytes() == bytes(view[8:])
+        assert np.shares_memory(found, np.frombuffer(around, "u1"))
+        assert not np.shares_memory(found, np.frombuffer(around[64 + size :], "u1"))
+    if view and is_rows(view):
+        try:
+            parts = list(elements(view, count))
+        except BadRecord:
+            return
+        assert len(parts) == count
+        for part in parts:
+            try:
+                assert len(inlet().decode_one(part)) == 1
+            except (BadRecord, CodecRefused, LayoutMismatch):
+                continue
+            assert len(view) == 8 + 48 * count
+
+
 def test_a_dead_letter_comes_back_as_a_run_of_one() -> None:
     element = FixedRuns(Tick).encode_one(TICK)
     assert unseal(element).codec == "fixed"

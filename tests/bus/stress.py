@@ -5,6 +5,9 @@ Records come in groups: a head with the number of the group and a checksum, and 
 out of a pool that both sides make of the seed. Which ones follows from the number. The receiver makes the checksum anew
 of what came out of the ring, and compares each record besides. Sizes vary, the ring is small, so that it wraps
 thousands of times a second, with padding of every length, and both sides fall asleep all the time.
+
+With `--in-place` each record is written where it will be read, and read where it was written: `reserve` and `commit`,
+`take_views`, and `release` when all of them are checked.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import count
+from typing import Any
 
 from bus import Cell, Segment, format_ring, ring_size
 from tests.bus.implementations import DOORBELLS, NAMES, RINGS, ROOT, environment
@@ -80,8 +84,9 @@ class Receiver:
         self.size = 0  # of them, in bytes
         self._number = 0
 
-    def take(self, taken: list[bytes]) -> None:
-        have = self._waiting + taken if self._waiting else taken
+    def take(self, taken: Sequence[bytes | memoryview]) -> None:
+        """Keeps copies only."""
+        have = [*self._waiting, *taken]
         at = 0
         while at < len(have):
             number, many, checksum = self._head(have[at])
@@ -99,11 +104,11 @@ class Receiver:
             self.records += many + 1
             self.size += len(content)
             self._number += 1
-        self._waiting = have[at:]
+        self._waiting = [bytes(record) for record in have[at:]]
 
-    def _head(self, record: bytes) -> tuple[int, int, int]:
+    def _head(self, record: bytes | memoryview) -> tuple[int, int, int]:
         if len(record) != HEAD.size:
-            raise Damaged(f"group {self._number}: a head of {len(record)} bytes: {record!r}")
+            raise Damaged(f"group {self._number}: a head of {len(record)} bytes: {bytes(record)!r}")
         number, many, checksum = HEAD.unpack(record)
         if number != self._number:
             raise Damaged(f"group {number} came when it was the turn of {self._number}")
@@ -114,7 +119,27 @@ class Receiver:
             raise Damaged(f"group {self._number} ends after {len(self._waiting)} records")
 
 
-def produce(implementation: str, ring_name: str, bells_name: str, records: int, seed: int) -> None:
+def push_all(ring: Any, records: list[bytes]) -> int:
+    """How many there was room for."""
+    return int(ring.push_many(records))
+
+
+def write_all(ring: Any, records: list[bytes]) -> int:
+    """The same, each of them in place."""
+    reserve, commit = ring.reserve, ring.commit
+    for number, record in enumerate(records):
+        room = reserve(len(record))
+        if room is None:
+            return number
+        room[:] = record
+        commit()
+    return len(records)
+
+
+def produce(
+    implementation: str, ring_name: str, bells_name: str, records: int, seed: int, in_place: bool = False
+) -> None:
+    put = write_all if in_place else push_all
     with mapped(ring_name) as buffer, mapped(bells_name) as bells:
         ring = RINGS[implementation](buffer)
         mine, theirs = (DOORBELLS[implementation](bells, at) for at in (PRODUCER_BELL, CONSUMER_BELL))
@@ -122,7 +147,7 @@ def produce(implementation: str, ring_name: str, bells_name: str, records: int, 
         for group in Plan(seed).sent(records):
             left = group
             while True:
-                pushed = ring.push_many(left)
+                pushed = put(ring, left)
                 theirs.ring()
                 if pushed == len(left):
                     break
@@ -132,7 +157,9 @@ def produce(implementation: str, ring_name: str, bells_name: str, records: int, 
             thing.close()
 
 
-def consume(implementation: str, ring_name: str, bells_name: str, records: int, seed: int) -> None:
+def consume(
+    implementation: str, ring_name: str, bells_name: str, records: int, seed: int, in_place: bool = False
+) -> None:
     """Tells how many records there were, of how many bytes, and in how many seconds they came."""
     with mapped(ring_name) as buffer, mapped(bells_name) as bells:
         ring = RINGS[implementation](buffer)
@@ -142,15 +169,18 @@ def consume(implementation: str, ring_name: str, bells_name: str, records: int, 
         wait_for(mine, lambda: ring.pending() > 0)
         started = time.monotonic()
         while receiver.records < records:
-            taken = ring.take_many(MOST, ring.capacity)
+            taken = ring.take_views(MOST, ring.capacity) if in_place else ring.take_many(MOST, ring.capacity)
+            if in_place:
+                receiver.take(taken)  # what it looks at is in the ring
             ring.release()
             if ring.used() <= half:
                 theirs.ring()
-            if taken:
-                receiver.take(taken)
-            else:
+            if not taken:
                 wait_for(mine, lambda: ring.pending() > 0)
+            elif not in_place:
+                receiver.take(taken)
         seconds = time.monotonic() - started
+        taken = []  # no view is left
         receiver.finish()
         print(receiver.records, receiver.size, ring.get(Cell.TAIL) // ring.capacity, seconds)
         for thing in (ring, mine, theirs):
@@ -158,14 +188,14 @@ def consume(implementation: str, ring_name: str, bells_name: str, records: int, 
 
 
 def stress(
-    implementations: Sequence[str], records: int, seed: int, capacity: int = RING
+    implementations: Sequence[str], records: int, seed: int, capacity: int = RING, *, in_place: bool = False
 ) -> tuple[int, int, int, float]:
     """Records, bytes, laps of the ring and seconds; AssertionError with what a side has said if it went wrong."""
     me = f"ringleader-stress-{os.getpid()}"
     ring, bells = Segment.create(f"{me}-ring", ring_size(capacity)), Segment.create(f"{me}-bells", BELLS_SIZE)
     try:
         format_ring(ring.buf, capacity, 1)
-        what = ["--records", str(records), "--seed", str(seed)]
+        what = ["--records", str(records), "--seed", str(seed), *(["--in-place"] if in_place else [])]
         sides = [
             subprocess.Popen(
                 [sys.executable, "-m", "tests.bus.stress", *what, "--as", role, name, ring.name, bells.name],
@@ -199,16 +229,20 @@ def main() -> None:
     parser.add_argument("--ring", type=int, default=RING, help="bytes of data of the ring")
     parser.add_argument("--producer", choices=NAMES, default="c")
     parser.add_argument("--consumer", choices=NAMES, default="c")
+    parser.add_argument("--in-place", action="store_true", help="written and read where they are in the ring")
     parser.add_argument("--as", nargs=4, dest="side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         role, implementation, ring_name, bells_name = arguments.side
         run = produce if role == "produce" else consume
-        run(implementation, ring_name, bells_name, arguments.records, arguments.seed)
+        run(implementation, ring_name, bells_name, arguments.records, arguments.seed, arguments.in_place)
         return
     both = arguments.producer, arguments.consumer
-    records, size, laps, seconds = stress(both, arguments.records, arguments.seed, arguments.ring)
-    print(f"seed {arguments.seed}, {arguments.producer} to {arguments.consumer}: {records:,} records, {size:,} bytes")
+    how = " in place" if arguments.in_place else ""
+    records, size, laps, seconds = stress(
+        both, arguments.records, arguments.seed, arguments.ring, in_place=arguments.in_place
+    )
+    print(f"seed {arguments.seed}, {' to '.join(both)}{how}: {records:,} records, {size:,} bytes")
     print(f"ring of {arguments.ring:,} bytes, {laps:,} times around; all whole and in order")
     print(f"{seconds:.1f} s, {records / seconds / 1e6:.1f} million records a second")
 

@@ -62,12 +62,14 @@ class Rings:
                 put(buffer, word, old ^ 1 << rng.randrange(36))
         self.view[:] = buffer
 
-    def read(self, name: str) -> tuple[list[bytes], str]:
+    def read(self, name: str, how: str) -> tuple[list[bytes], str]:
         """What can be taken, and what is said of the rest; the ring is as before then."""
-        ring, taken, reason = self.ring[name], [], ""
+        ring, reason = self.ring[name], ""
+        taken: list[bytes] = []
+        take = getattr(ring, how)
         try:
-            while more := ring.take_many(3, CAPACITY):
-                taken += more
+            while more := take(3, CAPACITY):
+                taken += map(bytes, more)
         except RingCorrupt as error:
             reason = error.args[-1]
         ring.rewind()
@@ -87,13 +89,15 @@ def test_a_hundred_thousand_damaged_frames_are_errors_or_bytes_of_the_ring(seed:
         if frame % PER_RING == 0:
             rings = Rings(rng)
         rings.damage(rng)
-        taken, reason = rings.read("c")
+        taken, reason = rings.read("c", "take_many")
         seen[reason] += 1
         memory: Any = rings.memory.raw
         assert all(record in memory for record in taken)
         assert sum(framed(len(record)) for record in taken) <= CAPACITY
+        assert rings.read("c", "take_views") == (taken, reason), f"seed {seed}, frame {frame}"
         if frame % ALSO_PYTHON == 0:
-            assert rings.read("python") == (taken, reason), f"seed {seed}, frame {frame}"
+            for how in ("take_many", "take_views"):
+                assert rings.read("python", how) == (taken, reason), f"seed {seed}, frame {frame}"
         if frame % PER_RING == PER_RING - 1:
             rings.close()
     assert set(seen) == REASONS | {""}, f"the fuzzer reaches too little: {seen}"

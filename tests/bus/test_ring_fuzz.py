@@ -100,10 +100,12 @@ def drive(name: str, buffer: bytearray, seed: int, headers: list[int]) -> list[A
         size = rng.choice((0, 8, 100, 2040))
         calls: tuple[Callable[[], Any], ...] = (
             lambda: into.take_many(rng.randrange(1, 40), rng.choice((0, 100, 2**62))),
+            lambda: [bytes(view) for view in into.take_views(rng.randrange(1, 40), rng.choice((0, 100, 2**62)))],
             lambda: out.push(b"P" * size),  # noqa: B023 - called at once
             lambda: out.push(b"P" * size, b""),  # noqa: B023
             lambda: out.push_many([b"M" * size] * 5),  # noqa: B023
             lambda: out.reserve(size) is not None and out.abandon(),  # noqa: B023
+            lambda: write_in_place(out, size),  # noqa: B023
             into.release,
             into.rewind,
             into.pending,
@@ -114,6 +116,15 @@ def drive(name: str, buffer: bytearray, seed: int, headers: list[int]) -> list[A
     out.close()
     into.close()
     return seen
+
+
+def write_in_place(out: Any, size: int) -> bool:
+    room = out.reserve(size)
+    if room is None:
+        return False
+    room[:] = b"R" * size
+    out.commit()
+    return True
 
 
 def all_bytes_are_from(buffer: bytes, seen: list[Any]) -> bool:
@@ -160,7 +171,10 @@ def test_random_bytes_are_never_read_beyond_the_buffer(name: str, seed: int) -> 
         buffer[HEADER_SIZE:] = rng.randbytes(CAPACITY)
         put(buffer, Cell.TAIL, rng.randrange(0, CAPACITY + 8, 8))
         ring = RINGS[name](buffer)
-        seen = [outcome(lambda: ring.take_many(100, 2**62)) for _ in range(3)]  # noqa: B023 - called at once
+        viewed = outcome(lambda: [bytes(view) for view in ring.take_views(100, 2**62)])  # noqa: B023 - called at once
+        ring.rewind()
+        seen = [outcome(lambda: ring.take_many(100, 2**62)) for _ in range(3)]  # noqa: B023
+        assert viewed == seen[0]
         assert all_bytes_are_from(bytes(buffer), seen)
         ring.close()
         buffer.append(0)

@@ -20,6 +20,18 @@ def test_millions_of_records_come_whole_and_in_order(capacity: int, records: int
     assert laps > records * 8 // capacity
 
 
+@needs_c
+def test_two_hundred_thousand_records_are_whole_where_they_were_written_and_read() -> None:
+    checked, _, laps, _ = stress(("c", "c"), 200_000, random.randrange(10**6), 1 << 14, in_place=True)
+    assert checked >= 200_000
+    assert laps > 300
+
+
+@pairs
+def test_either_ring_reads_in_place_what_either_has_written_in_place(producer: str, consumer: str) -> None:
+    assert stress((producer, consumer), 10_000, random.randrange(10**6), 4096, in_place=True)[0] >= 10_000
+
+
 @pairs
 def test_either_ring_sends_to_either(producer: str, consumer: str) -> None:
     assert stress((producer, consumer), 100_000, random.randrange(10**6), 4096)[0] >= 100_000

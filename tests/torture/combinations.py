@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.torture.hook import SUPERVISOR, WORKER
@@ -22,6 +22,18 @@ class Way:
 
 
 RESTART = Way(WORKER, "worker", 4)
+# The steps of rows and of claims that the system of `rows_system` has: some at level `memory` only.
+IN_PLACE = ("place-claimed", "place-reserved", "place-headed", "place-published", "place-given-up")
+ROWS = (
+    "rows-reserved", "rows-written", "rows-sent", "views-taken", "rows-lent", "views-given-back", "view-escaped",
+    "view-outlives",
+)  # fmt: skip
+CLAIMS_IN_MEMORY = ("claim-filled", "claim-reused", "claim-let-go", "claim-looked-at")
+SYSTEMS: Mapping[str, Callable[[str], bool]] = {  # in which the points are tried
+    "memory": lambda point: point in {*IN_PLACE, *ROWS, *CLAIMS_IN_MEMORY, "claims-recovered"},
+    "power": lambda point: point in ROWS,
+    "whole": lambda point: point not in {*IN_PLACE, *ROWS, *CLAIMS_IN_MEMORY},
+}
 WAYS = {
     **dict.fromkeys(
         (
@@ -41,11 +53,19 @@ WAYS = {
     "attempt-counted": Way(WORKER, "poison", 12),
     "handlers-made": Way(WORKER, "worker", 4),
     **dict.fromkeys(("own-taken", "own-acknowledged"), Way(WORKER, "carry", 3)),
-    **dict.fromkeys(("dead-letter-made", "dead-letter-buried", "claim-kept"), Way(WORKER, "poison", 2)),
+    **dict.fromkeys(("dead-letter-made", "dead-letter-buried", "claim-kept", "claim-linked"), Way(WORKER, "poison", 2)),
     **dict.fromkeys(
-        ("claim-made", "claim-written", "claim-synced", "claim-redeemed", "claim-freeing", "claim-freed"), Way(most=8)
+        (
+            "claim-made", "claim-created", "claim-written", "claim-synced", "claim-redeemed", "claim-freeing",
+            "claim-freed", *CLAIMS_IN_MEMORY,
+        ),
+        Way(most=8),
     ),
     "backlog-spilled": Way(WORKER, "pile", 6),
+    **dict.fromkeys((*IN_PLACE, *ROWS), Way(most=12)),
+    "place-given-up": Way(most=8),
+    "view-escaped": Way(WORKER, "keep", 3),
+    "view-outlives": Way(WORKER, "hold", 2),
     "tail-cut": Way(WORKER, "tear", 2),
     "start-committed": Way(WORKER, "session", 2),
     **dict.fromkeys(
@@ -96,6 +116,17 @@ def shares(wanted: Sequence[Combination], inside: Container[str], rings: Sequenc
         ring: [one for at, one in enumerate(wanted) if one.point in inside or at % len(rings) == number]
         for number, ring in enumerate(rings)
     }
+
+
+def work(
+    wanted: Sequence[Combination], inside: Container[str], rings: Sequence[str]
+) -> dict[tuple[str, str], list[Combination]]:
+    """By ring and system; some are tried in several systems."""
+    found: dict[tuple[str, str], list[Combination]] = {}
+    for system, has in SYSTEMS.items():
+        here = [one for one in wanted if has(one.point)]
+        found |= {(ring, system): share for ring, share in shares(here, inside, rings).items() if share}
+    return found
 
 
 def together(all_of_them: Sequence[Combination]) -> Iterator[list[Combination]]:

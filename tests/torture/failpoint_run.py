@@ -17,15 +17,17 @@ import psutil
 
 from actors.claims_on_disk import beginning
 from actors.identity import stale_prefix
+from actors.rundir import IDENTITY
 from actors.tickets import ticket_in
-from bus import Board, Field, Segment, Text
+from bus import Board, Field, Segment, Text, remove_stale
 from persist import read
 from tests.actors.waiting import dead_within
 from tests.torture.breeder import ORPHANS, Bred, Breeder
 from tests.torture.combinations import Combination, Verdict
-from tests.torture.failpoint_system import NAMES
+from tests.torture.failpoint_system import WHOLE
 from tests.torture.hook import ROOT, VARIABLE, WORKER, Switchboard
 from tests.torture.outside import remembered
+from tests.torture.rows_system import tortured as rows
 from tests.torture.run import identity_of, left_over
 
 PATIENCE = 60.0  # seconds, until the next one of a group acts, and for everyone to get on
@@ -37,8 +39,11 @@ LOOK = 0.002
 # because of what he finds in a ring, a journal, or a message.
 EXPECTED = re.compile(
     r"killed by SIG(KILL|SEGV)|exit code 1 \(CRASHED\): an exception that nobody handled$|.*\bFailpointError: "
-    r"|hung: |could not be launched: "
+    r"|.*\bViewEscaped: |hung: |could not be launched: "
 )
+
+
+SYSTEMS = {"whole": WHOLE, "memory": rows("memory"), "power": rows("power")}
 
 
 class Trouble(Exception):
@@ -48,8 +53,11 @@ class Trouble(Exception):
 class Run:
     """The system under torture, in a process of its own, and those who watch it."""
 
-    def __init__(self, folder: Path, chance: random.Random, verdict: Verdict, ring: Path | None) -> None:
+    def __init__(
+        self, folder: Path, chance: random.Random, verdict: Verdict, ring: Path | None, system: str = "whole"
+    ) -> None:
         """`ring`: a build of the C ring with failpoints; None for the ring in Python."""
+        self.tortured = SYSTEMS[system]
         self.folder = folder
         self.chance = chance
         self.verdict = verdict
@@ -62,7 +70,9 @@ class Run:
             "PYTHONDONTWRITEBYTECODE": "1",
             "RINGLEADER_RING": self.ring,
         }
-        self._breeder = Breeder(["-m", "tests.torture.failpoints", "--breed", str(folder)], environment)
+        self._breeder = Breeder(
+            ["-m", "tests.torture.failpoints", "--breed", str(folder), "--system", system], environment
+        )
         self.up = False
         self._system: Bred | None = None  # the process with the supervisor
         self._blocks: Board | None = None
@@ -109,7 +119,7 @@ class Run:
 
     def _detach(self) -> None:
         if self._blocks is not None and self._segment is not None:
-            gaps = {name: self._blocks.block(f"w-{name}").get(Field.GAPS) for name in NAMES}
+            gaps = {name: self._blocks.block(f"w-{name}").get(Field.GAPS) for name in self.tortured.names}
             self.verdict.wrong += [f"{count} gaps in what w-{name} got" for name, count in gaps.items() if count]
             self._blocks.close()
             self._segment.close()
@@ -119,17 +129,18 @@ class Run:
     def _pids(self) -> dict[str, int]:
         if self._blocks is None:
             return {}
-        pids = {name: self._blocks.block(f"w-{name}").get(Field.PID) for name in NAMES}
+        pids = {name: self._blocks.block(f"w-{name}").get(Field.PID) for name in self.tortured.names}
         return {name: pid for name, pid in pids.items() if pid}
 
     def _counts(self) -> dict[str, int]:
         if self._blocks is None:
             return {}
-        counts = {name: self._blocks.block(f"w-{name}").get(Field.HANDLED) for name in NAMES if name != "source"}
-        return counts | {
-            "source": self._blocks.block("w-source").get(Field.SENT),
-            "gateway": self._blocks.block("gateway").get(Field.COMMITS),
+        counts = {
+            name: self._blocks.block(f"w-{name}").get(Field.HANDLED) for name in self.tortured.names if name != "source"
         }
+        if "source" in self.tortured.names:
+            counts["source"] = self._blocks.block("w-source").get(Field.SENT)
+        return counts | {"gateway": self._blocks.block("gateway").get(Field.COMMITS)}
 
     # ------------------------------------------------------------------------------------------------ one group
     def take(self, group: Sequence[Combination]) -> None:
@@ -161,7 +172,7 @@ class Run:
                 raise Trouble(f"not reached within {PATIENCE:g} s: {states}")
             self._check()
             pause(LOOK)
-        for flag in ("pile", "raise", "carry", "poison"):
+        for flag in ("pile", "raise", "carry", "poison", "keep", "hold"):
             self.board.set(flag, 0)
         self.board.disarm("append-before-write")
         self._get_on()
@@ -244,14 +255,20 @@ class Run:
         if not (self.folder / "verdict").exists():
             raise Trouble(f"the system ended instead of finishing: {(self.folder / 'log').read_text()[-2000:]}")
         found = json.loads((self.folder / "verdict").read_text())
-        self.verdict.items = found["items"]
-        self.verdict.wrong += found["wrong"] + self._letters() + self._strange_deaths() + left_over([self._prefix])
+        self.verdict.items += found["items"]
+        self.verdict.wrong += found["wrong"] + self._strange_deaths() + left_over([self._prefix])
+        if self.tortured.poisoned:
+            self.verdict.wrong += self._letters()
 
     def _other_rings(self) -> list[str]:
         """Every worker must use the ring that this run is about."""
         assert self._blocks is not None
-        cells = {name: self._blocks.block(f"w-{name}").get(Field.RING_IMPLEMENTATION) for name in NAMES}
-        return [f"w-{name} does not use the ring in {self.ring}" for name in NAMES if cells[name] != (self.ring == "c")]
+        cells = {name: self._blocks.block(f"w-{name}").get(Field.RING_IMPLEMENTATION) for name in self.tortured.names}
+        return [
+            f"w-{name} does not use the ring in {self.ring}"
+            for name in self.tortured.names
+            if cells[name] != (self.ring == "c")
+        ]
 
     def _letters(self) -> list[str]:
         """The dead letters must be the poison, all of it that was accepted, once, and nothing else."""
@@ -277,7 +294,7 @@ class Run:
         """What it looks like when the run cannot go on."""
         lines = [f"up: {self.up}"]
         if self._blocks is not None:
-            for name in (*(f"w-{name}" for name in NAMES), "gateway"):
+            for name in (*(f"w-{name}" for name in self.tortured.names), "gateway"):
                 block = self._blocks.block(name)
                 cells = (Field.PID, Field.STATE, Field.SUPERVISED_STATE, Field.RESTARTS, Field.HANDLED)
                 lines.append(f"{name}: {[block.get(cell) for cell in cells]} {block.text(Text.LAST_DEATH)[-300:]!r}")
@@ -285,8 +302,11 @@ class Run:
         return [*lines, log.read_text()[-1500:] if log.exists() else "no system was started"]
 
     def close(self) -> None:
+        """Nobody and nothing of it is left, also when it has ended in the middle."""
         self.gone()
         self._breeder.close()
+        if (self.folder / "run" / IDENTITY).exists():
+            remove_stale(stale_prefix(identity_of(self.folder)))
 
 
 def kill(pid: int) -> None:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from actors import AskTimeout, Message, System, SystemClosed, Topology, handle
 from actors.plan import Plan
@@ -146,6 +147,7 @@ def topology(directory: Path) -> Topology:
         backoff_first=0.001,
         backoff_max=0.01,
         drain_timeout=60.0,
+        preload=[__name__],
     )
     where = str(ledgers)
     app.worker("w-source", source=Source.spec(where))
@@ -219,13 +221,28 @@ class Program:
         self._thread.join()
 
 
-def server(folder: Path) -> Callable[[], None]:
+class Tortured(NamedTuple):
+    """A system, and what is around it. `names`: each is in a worker w-NAME. `settle`: of how many sessions; what is
+    wrong, and how many items there were. `poisoned`: some of what the program sends becomes dead letters."""
+
+    names: tuple[str, ...]
+    topology: Callable[[Path], Topology]
+    program: Callable[[System, Path], Stoppable]
+    settle: Callable[[System, Path, int], tuple[list[str], int]]
+    poisoned: bool
+
+
+class Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+def server(folder: Path, tortured: Tortured) -> Callable[[], None]:
     """What a process with the system runs. The plan is made once, before."""
-    plan = topology(folder).compile()
-    return lambda: serve(plan, folder)
+    plan = tortured.topology(folder).compile()
+    return lambda: serve(plan, folder, tortured)
 
 
-def serve(plan: Plan, folder: Path) -> None:
+def serve(plan: Plan, folder: Path, tortured: Tortured) -> None:
     """The system, until it is killed or told to rest (a clean end, after which another session begins) or to finish,
     by the number of sessions that there were. Does not return."""
     board = switchboard()
@@ -233,7 +250,7 @@ def serve(plan: Plan, folder: Path) -> None:
     board.supervise()
     short_segments()
     system = System(plan, folder / "run").start()
-    program = Program(system, folder)
+    program = tortured.program(system, folder)
     board.set("up")
     told = threading.Event()
 
@@ -250,10 +267,10 @@ def serve(plan: Plan, folder: Path) -> None:
     wrong: list[str] = []
     items = 0
     if sessions := board.flag("finish"):
-        wrong, items = settle(system, folder, sessions)
+        wrong, items = tortured.settle(system, folder, sessions)
     system.stop(drain=not wrong)
     if sessions:
-        wrong += claims_left(folder) if not wrong else []
+        wrong += claims_left(folder) if not wrong and tortured.poisoned else []
         (folder / "verdict").write_text(json.dumps({"wrong": wrong, "items": items}))
     os._exit(0)
 
@@ -285,3 +302,6 @@ def settle(system: System, folder: Path, sessions: int) -> tuple[list[str], int]
     except (AskTimeout, SystemClosed) as error:
         wrong.append(f"lost: {type(error).__name__}: {error}")
     return wrong, items
+
+
+WHOLE = Tortured(NAMES, topology, Program, settle, poisoned=True)

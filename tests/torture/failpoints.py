@@ -14,13 +14,13 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.bus.variants import FAILPOINTS, Edit, build
 from tests.torture.breeder import breed
-from tests.torture.combinations import Combination, Verdict, combinations, shares, together
-from tests.torture.failpoint_run import Run
+from tests.torture.combinations import Combination, Verdict, combinations, together, work
+from tests.torture.failpoint_run import SYSTEMS, Run
 from tests.torture.failpoint_system import server
 from tests.torture.hook import points, ring_points
 
@@ -33,21 +33,22 @@ def torture(
     only: Sequence[Combination] = (),
     rings: Sequence[str] = RINGS,
     mistakes: Sequence[Edit] = (),
+    systems: Sequence[str] = tuple(SYSTEMS),
 ) -> Verdict:
-    """All combinations, or these; the verdict says what was wrong, and which came before.
-    `mistakes` are those that the C ring has.
+    """All combinations, or these, with all rings in all systems; the verdict says what was wrong, and which came
+    before. `mistakes` are those that the C ring has.
     """
     started = time.monotonic()
     wanted = only or combinations(random.Random(seed), points())
     variant = build(folder / "ring", FAILPOINTS, edits=mistakes) if "c" in rings else None
-    work = {ring: share for ring, share in shares(wanted, ring_points(), rings).items() if share}
-    verdicts = [Verdict(seed) for _ in work]
+    plan = {key: share for key, share in work(wanted, ring_points(), rings).items() if key[1] in systems}
+    verdicts = [Verdict(seed) for _ in rings]
     threads = [
         threading.Thread(
-            target=_torture_one,
-            args=(folder / ring, f"{seed} {ring}", verdict, share, variant if ring == "c" else None),
+            target=_torture_all,
+            args=(folder / ring, f"{seed} {ring}", verdict, plan, variant if ring == "c" else None, ring),
         )
-        for verdict, (ring, share) in zip(verdicts, work.items(), strict=True)
+        for verdict, ring in zip(verdicts, rings, strict=True)
     ]
     for thread in threads:
         thread.start()
@@ -60,10 +61,24 @@ def torture(
     return total
 
 
-def _torture_one(
-    folder: Path, seed: str, verdict: Verdict, wanted: Sequence[Combination], variant: Path | None
+def _torture_all(
+    folder: Path,
+    seed: str,
+    verdict: Verdict,
+    plan: Mapping[tuple[str, str], Sequence[Combination]],
+    variant: Path | None,
+    ring: str,
 ) -> None:
-    run = Run(folder, random.Random(seed), verdict, variant)
+    """One system after the other, with this ring."""
+    for (its, system), wanted in plan.items():
+        if its == ring:
+            _torture_one(folder / system, seed, verdict, wanted, variant, system)
+
+
+def _torture_one(
+    folder: Path, seed: str, verdict: Verdict, wanted: Sequence[Combination], variant: Path | None, system: str
+) -> None:
+    run = Run(folder, random.Random(f"{seed} {system}"), verdict, variant, system)
     try:
         for group in together(wanted):
             run.take(group)
@@ -80,14 +95,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--only", action="append", default=[], metavar="POINT:ACTION:NTH")
     parser.add_argument("--ring", choices=RINGS, help="with this one only; both otherwise")
+    parser.add_argument("--system", choices=SYSTEMS, help="in this one only; in all of them otherwise")
     parser.add_argument("--breed", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.breed:
-        breed(arguments.breed / "log", server(arguments.breed))
+        breed(arguments.breed / "log", server(arguments.breed, SYSTEMS[arguments.system]))
         return 0
     only = [Combination.read(one) for one in arguments.only]
     with tempfile.TemporaryDirectory(prefix="ringleader-failpoints-") as folder:
-        verdict = torture(Path(folder), arguments.seed, only, [arguments.ring] if arguments.ring else RINGS)
+        rings = [arguments.ring] if arguments.ring else RINGS
+        systems = [arguments.system] if arguments.system else list(SYSTEMS)
+        verdict = torture(Path(folder), arguments.seed, only, rings, systems=systems)
     print(verdict)
     return 1 if verdict.wrong else 0
 

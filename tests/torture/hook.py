@@ -35,7 +35,17 @@ ROOT = Path(__file__).parents[2]
 VARIABLE = "RINGLEADER_FAILPOINTS"  # names the directory of a run
 WORKER, SUPERVISOR = 1, 2  # in whom a point acts: any worker, or the process with the supervisor and the gateway
 ACTIONS = ("exit", "SIGKILL", "SIGSEGV", "SIGSTOP", "error", "tear")
-FLAGS = ("up", "pile", "raise", "carry", "poison", "rest", "finish")  # between the harness and what is tortured
+FLAGS = (
+    "up",
+    "pile",
+    "raise",
+    "carry",
+    "poison",
+    "keep",
+    "hold",
+    "rest",
+    "finish",
+)  # between the harness and what is tortured
 
 _LINE = re.compile(rb"^([ \t]*)# failpoint: ([a-z-]+)[ \t]*$", re.MULTILINE)
 _MOST = 256  # points

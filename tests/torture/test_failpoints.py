@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from actors.identity import stale_prefix
 from tests.bus import implementations
 from tests.bus.implementations import needs_c
 from tests.bus.variants import TAIL_FIRST
-from tests.torture.combinations import ACTIONS, WAYS, Combination, combinations, shares, together
+from tests.torture import failpoint_run
+from tests.torture.combinations import ACTIONS, WAYS, Combination, combinations, shares, together, work
 from tests.torture.failpoints import RINGS, torture
 from tests.torture.hook import SUPERVISOR, points, ring_points
+from tests.torture.run import identity_of, left_over
 
 
 @pytest.mark.timeout(900)
@@ -28,8 +31,18 @@ def test_no_failpoint_loses_doubles_or_reorders_anything(tmp_path: Path) -> None
     acted = {point for _, point in verdict.acted}
     assert acted == set(points()), f"never reached: {set(points()) - acted}"
     assert verdict.acted >= {(ring, point) for ring in rings for point in ring_points()}
-    work = shares(combinations(random.Random(seed), points()), ring_points(), rings)
-    assert verdict.count == sum(map(len, work.values()))
+    wanted = work(combinations(random.Random(seed), points()), ring_points(), rings)
+    assert verdict.count == sum(map(len, wanted.values()))
+
+
+def test_a_run_that_cannot_go_on_says_so_once_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failpoint_run, "PATIENCE", 3.0)
+    verdict = torture(tmp_path, 1, [Combination("rows-sent", "exit", 10**9)], ["python"], systems=["memory"])
+    assert verdict.wrong[0].startswith("Trouble: not reached within 3 s: {'rows-sent:exit:1000000000': ")
+    prefix = stale_prefix(identity_of(tmp_path / "python" / "memory"))
+    assert not left_over([prefix])
 
 
 @needs_c
