@@ -2,8 +2,9 @@
 
 Order holds per edge. A run is extended while no other route has sent on any of its edges since; otherwise a new run
 begins. Messages of classes with plain fields are encoded at once by a packer (`bus.Packer`), but for those that it
-refuses, with all that follow in the same run. Of these, and without a packer of all others, those that cannot change
-after `send` are kept as objects and encoded a run at a time; the rest is encoded, checked and sized at once. Nothing here has a sequence number: a send that is refused has used none.
+refuses, and all that follow them in the same run. Of these, and of all others, those that cannot change after `send`
+are kept as objects and encoded a run at a time; the rest is encoded, checked and sized at once.
+Nothing here has a sequence number: a send that is refused has used none.
 """
 
 from __future__ import annotations
@@ -234,9 +235,7 @@ class Outgoing:
     @property
     def sent(self) -> int:
         """Grows with every send of the transaction (runs count too: only comparing two readings makes sense)."""
-        return (
-            len(self._runs) + len(self.local) + self._closed + sum(lane.length for lane in self._open.values())
-        )
+        return len(self._runs) + len(self.local) + self._closed + sum(lane.length for lane in self._open.values())
 
     @property
     def heavy(self) -> bool:

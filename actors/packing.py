@@ -80,7 +80,7 @@ def plain_types(type_: Any) -> tuple[type, ...] | None:
 
 def _values(types: tuple[type, ...]) -> tuple[int, dict[int, bytes] | None]:
     """Their kinds, and the members of Enums, as they are encoded."""
-    kinds, members = Kind(0), {}
+    kinds, members = Kind(0), dict[int, bytes]()
     for type_ in types:
         if type_ in KINDS:
             kinds |= KINDS[type_]

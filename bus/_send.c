@@ -346,6 +346,10 @@ static int read_field(PackedField *field, PyObject *given)
 {
     PyObject *descriptor, *members;
     unsigned long kinds;
+    if (!PyTuple_Check(given)) {
+        PyErr_SetString(PyExc_TypeError, "a field is a tuple");
+        return -1;
+    }
     if (!PyArg_ParseTuple(given, "OkO", &descriptor, &kinds, &members))
         return -1;
     field->get = (descrgetfunc)PyType_GetSlot(Py_TYPE(descriptor), Py_tp_descr_get);
@@ -542,7 +546,7 @@ static int put_where_it_belongs(Sender *self, PyObject *message)
     Py_INCREF(put); /* what it does may change what takes the next message */
     int status;
     if (Py_TYPE(put) == self->packer) {
-        Packer *before = self->last;
+        PyObject *before = (PyObject *)self->last;
         self->last = (Packer *)Py_NewRef(put);
         Py_XDECREF(before);
         status = pack_or_refuse((Packer *)put, message);
@@ -558,9 +562,9 @@ static PyObject *Sender_send(Sender *self, PyObject *message)
     Packer *last = self->last;
     int status;
     if (last != NULL && last->taking && last->type == Py_TYPE(message)) {
-        Py_INCREF(last);
+        Py_INCREF((PyObject *)last);
         status = pack_or_refuse(last, message);
-        Py_DECREF(last);
+        Py_DECREF((PyObject *)last);
     } else {
         status = put_where_it_belongs(self, message);
     }

@@ -11,9 +11,9 @@ BYTES: int
 class Packer:
     """Messages of exactly one class, encoded when they are sent: as the MessagePack that msgspec makes of them.
 
-    A message begins with `prefix`. Each of its fields is (descriptor, kinds, members): how it is read; of which built-in
-    types it may be exactly (`bus.send`); and the encodings of members of an Enum, by their addresses, or None. What has
-    anything else in a field, cannot be encoded, or is longer than `largest` is refused, with nothing changed.
+    A message begins with `prefix`. Each of its fields is (descriptor, kinds, members): how it is read; of which
+    built-in types it may be exactly (`bus.send`); and the encodings of members of an Enum, by their addresses, or None.
+    What has anything else in a field, cannot be encoded, or is longer than `largest` is refused, with nothing changed.
 
     A run is begun with a list. Its pieces go there, each as two items, how many messages and their array: of at most
     `limit` bytes, but for a message that is longer alone.

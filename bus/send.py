@@ -1,7 +1,7 @@
 """What a handler calls to send: it finds what takes messages of a class.
 
-The readable specification of the Sender in `_send.c`, and the fallback for it. What is there in C only is the Packer,
-which takes messages by encoding them at once: without it there is None, and whoever sends keeps a list and encodes that.
+The readable specification of the Sender in `_send.c`, and the fallback for it. In C only there is the Packer, which
+takes messages by encoding them at once: without it, whoever sends keeps them in a list, and encodes that.
 """
 
 from __future__ import annotations
