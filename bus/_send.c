@@ -39,7 +39,7 @@ typedef struct {
     PyObject *refused; /* called with a message that is not taken */
     PyObject *pieces;  /* of the run at hand; NULL: there is none */
     char *buffer;      /* the open piece, without its header */
-    Py_ssize_t used, room;
+    Py_ssize_t used, room, start; /* where the message at hand begins */
     Py_ssize_t packed; /* messages of the open piece */
     Py_ssize_t count;
     int taking; /* since a run was begun, no message of it was refused */
@@ -153,6 +153,45 @@ static int make_room(Packer *self, Py_ssize_t size)
     return TAKEN;
 }
 
+/* What was taken before the message at hand, `self->packed` messages, becomes a piece; this one begins the next. */
+static int cut(Packer *self)
+{
+    const Py_ssize_t size = self->start;
+    char header[LONGEST_HEADER];
+    const Py_ssize_t head = put_array_header(header, (uint64_t)self->packed) - header;
+    PyObject *body = PyBytes_FromStringAndSize(NULL, head + size);
+    PyObject *count = body == NULL ? NULL : PyLong_FromSsize_t(self->packed);
+    if (count == NULL) {
+        Py_XDECREF(body);
+        return FAILED;
+    }
+    char *data = PyBytes_AsString(body);
+    memcpy(data, header, (size_t)head);
+    memcpy(data + head, self->buffer, (size_t)size);
+    int status = PyList_Append(self->pieces, count);
+    if (status == 0 && (status = PyList_Append(self->pieces, body)) < 0) {
+        const Py_ssize_t length = PyList_Size(self->pieces);
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        (void)PyList_SetSlice(self->pieces, length - 1, length, NULL);
+        PyErr_Restore(type, value, trace);
+    }
+    Py_DECREF(count);
+    Py_DECREF(body);
+    if (status < 0)
+        return FAILED;
+    self->used -= size;
+    memmove(self->buffer, self->buffer + size, (size_t)self->used);
+    self->start = self->packed = 0;
+    return TAKEN;
+}
+
+/* A run is cut before the message that it has no room for; one that has room in none is a run of its own. */
+static int cut_if_full(Packer *self, Py_ssize_t more)
+{
+    return self->packed && self->used + more + LONGEST_HEADER > self->limit ? cut(self) : TAKEN;
+}
+
 /* What cannot be encoded is the business of whoever takes what is refused here. */
 static int refuse_for(PyObject *expected)
 {
@@ -166,7 +205,9 @@ static int put_data(Packer *self, const char *data, Py_ssize_t size, char *(*hea
 {
     if (size > self->largest) /* no message may be so long; its length is 32 bits at most */
         return REFUSED;
-    const int status = make_room(self, size + LONGEST_HEADER);
+    int status = cut_if_full(self, size); /* now, so that what is large need not be moved then */
+    if (status == TAKEN)
+        status = make_room(self, size + LONGEST_HEADER);
     if (status != TAKEN)
         return status;
     char *at = header == NULL ? self->buffer + self->used : header(self->buffer + self->used, (uint64_t)size);
@@ -266,54 +307,20 @@ static int put_message(Packer *self, PyObject *message)
     return status;
 }
 
-/* The first `size` bytes of the buffer, which are `self->packed` messages, become a piece; what is behind them begins
- * the next one. */
-static int cut(Packer *self, Py_ssize_t size)
-{
-    char header[LONGEST_HEADER];
-    const Py_ssize_t head = put_array_header(header, (uint64_t)self->packed) - header;
-    PyObject *body = PyBytes_FromStringAndSize(NULL, head + size);
-    PyObject *count = body == NULL ? NULL : PyLong_FromSsize_t(self->packed);
-    if (count == NULL) {
-        Py_XDECREF(body);
-        return -1;
-    }
-    char *data = PyBytes_AsString(body);
-    memcpy(data, header, (size_t)head);
-    memcpy(data + head, self->buffer, (size_t)size);
-    int status = PyList_Append(self->pieces, count);
-    if (status == 0 && (status = PyList_Append(self->pieces, body)) < 0) {
-        const Py_ssize_t length = PyList_Size(self->pieces);
-        PyObject *type, *value, *trace;
-        PyErr_Fetch(&type, &value, &trace);
-        (void)PyList_SetSlice(self->pieces, length - 1, length, NULL);
-        PyErr_Restore(type, value, trace);
-    }
-    Py_DECREF(count);
-    Py_DECREF(body);
-    if (status < 0)
-        return -1;
-    self->used -= size;
-    memmove(self->buffer, self->buffer + size, (size_t)self->used);
-    self->packed = 0;
-    return 0;
-}
-
 static int add(Packer *self, PyObject *message)
 {
     if (self->pieces == NULL) {
         PyErr_SetString(PyExc_ValueError, "no run was begun");
         return FAILED;
     }
-    const Py_ssize_t before = self->used;
+    self->start = self->used;
     int status = put_message(self, message);
-    if (status == TAKEN && self->used - before > self->largest)
+    if (status == TAKEN && self->used - self->start > self->largest)
         status = REFUSED;
-    /* A run is cut before the message that it has no room for; one that has room in none is a run of its own. */
-    if (status == TAKEN && self->packed && self->used + LONGEST_HEADER > self->limit && cut(self, before) < 0)
-        status = FAILED;
+    if (status == TAKEN)
+        status = cut_if_full(self, 0);
     if (status != TAKEN) {
-        self->used = before;
+        self->used = self->start;
         return status;
     }
     self->packed++;
@@ -417,7 +424,8 @@ static PyObject *Packer_put(Packer *self, PyObject *message)
 
 static PyObject *Packer_end(Packer *self, PyObject *Py_UNUSED(ignored))
 {
-    if (self->packed && cut(self, self->used) < 0)
+    self->start = self->used;
+    if (self->packed && cut(self) == FAILED)
         return NULL;
     give_back(self);
     Py_RETURN_NONE;

@@ -181,7 +181,7 @@ def test_a_field_that_was_deleted_is_refused() -> None:
     class Open(msgspec.Struct, array_like=True):
         left: Any
 
-    packer = _send.Packer(Open, b"\x91", ((Open.left, ANY, None),), 1000, 1000, None)
+    packer = _send.Packer(Open, b"\x91", ((Open.left, ANY, None),), 1000, 1000, print)
     packer.begin([])
     message = Open(1)
     assert packer.put(message)
