@@ -191,7 +191,10 @@ def stages(level: str, scale: Scale) -> Series:
 def figures() -> tuple[Figure, ...]:
     named = [f"{side}: {name}" for side, names in (("sender", SENDER), ("receiver", RECEIVER)) for name in names]
     whole = [f"{side}: {name}" for side in ("sender", "receiver") for name in (REST, "together")]
-    return (*(Figure(name, name, "ns") for name in named + whole), Figure("messages of a transaction", "transaction", "msg"))
+    return (
+        *(Figure(name, name, "ns") for name in named + whole),
+        Figure("messages of a transaction", "transaction", "msg"),
+    )
 
 
 def cases() -> list[Case]:
