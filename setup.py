@@ -37,8 +37,12 @@ class StableAbiWheel(bdist_wheel):
         super().finalize_options()
 
 
+FAILPOINT = ("_failpoint.c", "_failpoint.h")
 RING = (
     "_ring_object.c", "_ring_looks.c", "_doorbell_object.c",
-    "_binding.h", "_ring_object.h", "_ring_core.h", "_doorbell_core.h",
+    "_binding.h", "_ring_object.h", "_ring_core.h", "_doorbell_core.h", *FAILPOINT,
 )  # fmt: skip
-setup(ext_modules=[extension("_ring", *RING), extension("_progress")], cmdclass={"bdist_wheel": StableAbiWheel})
+setup(
+    ext_modules=[extension("_ring", *RING), extension("_progress"), extension("_send", *FAILPOINT)],
+    cmdclass={"bdist_wheel": StableAbiWheel},
+)

@@ -14,15 +14,14 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Sequence
-from enum import Enum
-from typing import Annotated, Any, get_origin
+from typing import Any
 
 import msgspec
 from msgspec.structs import fields
 
-from actors.annotations import alternatives
 from actors.errors import BadMessage, BadRecord, BadState, CodecRefused, MessageTooLarge
 from actors.message import Message, State, can_encode_late, type_name
+from actors.packing import Packing, packing, plain_types
 from actors.sealed import is_sealed, unseal
 from actors.tickets import Large, Ticket, ticket_in
 
@@ -73,6 +72,7 @@ class RunCodec:
     """
 
     redeem: Callable[[Ticket], memoryview] = staticmethod(_no_claims)
+    packing: Packing | None = None  # for a packer of messages of this class, where there may be one
 
     def __init__(self, type_: type[Message]) -> None:
         self.type = type_
@@ -81,6 +81,7 @@ class RunCodec:
         self._decode = msgspec.msgpack.Decoder(list[type_]).decode  # type: ignore[valid-type]
         self._decode_one = msgspec.msgpack.Decoder(type_).decode
         self._plain = _plain_check(type_)
+        self.packing = packing(type_)
 
     def encode_run(self, messages: Sequence[Message]) -> bytes:
         """The body of a run. BadMessage if one of them cannot be encoded."""
@@ -296,13 +297,6 @@ def _locate(type_: type[msgspec.Struct], steps: tuple[tuple[str, str], ...], val
     return text.removeprefix("."), value
 
 
-def _is_exact(leaf: Any) -> bool:
-    """Whether every value of exactly this class that encodes is accepted by its decoder."""
-    if leaf in {str, int, float, bool, bytes, type(None)}:
-        return True
-    return isinstance(leaf, type) and issubclass(leaf, Enum)
-
-
 def _plain_check(type_: type[msgspec.Struct]) -> Callable[[Sequence[Any]], bool] | None:
     """A function that is true if every field of messages of this class is exactly of its declared type, or None.
 
@@ -320,8 +314,8 @@ def _plain_check(type_: type[msgspec.Struct]) -> Callable[[Sequence[Any]], bool]
 
     tests = []
     for field in fields(type_):
-        leaves = () if get_origin(field.type) is Annotated else alternatives(field.type)
-        if not leaves or not all(_is_exact(leaf) for leaf in leaves):
+        leaves = plain_types(field.type)
+        if leaves is None:
             return None
         first, *others = [named(leaf) for leaf in leaves]
         if others:

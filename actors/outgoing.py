@@ -1,20 +1,23 @@
 """Sends of the transaction at hand: buffered in the process, grouped into runs, encoded at the commit.
 
 Order holds per edge. A run is extended while no other route has sent on any of its edges since; otherwise a new run
-begins. Messages that cannot change after `send` are kept as objects and encoded a run at a time; all others are
-encoded, checked and sized at once. Nothing here has a sequence number: a send that is refused has used none.
+begins. Messages of classes with plain fields are encoded at once by a packer (`bus.Packer`), but for those that it
+refuses, and all that follow them in the same run. Of these, and of all others, those that cannot change after `send`
+are kept as objects and encoded a run at a time; the rest is encoded, checked and sized at once.
+Nothing here has a sequence number: a send that is refused has used none.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from actors.codec import FLAG_CLAIM, RunCodec
 from actors.errors import SenderError, UnroutedMessage
 from actors.plan import Route
 from actors.tickets import ALONE, Large
+from bus import RING_IMPLEMENTATION, Packer, Sender
 
 HEAVY_BYTES = 1 << 20
 ROW_BYTES = 1 << 16  # of rows
@@ -38,13 +41,26 @@ class LocalSend(NamedTuple):
 
 
 Put = Callable[[Any], object]
-Puts = dict[type, Put]  # of one handler: what takes its messages of each class
+Puts = dict[type, Put | Packer]  # of one handler: what takes its messages of each class
 
 
 class Lane:
     """One route as its source handler sees it. What takes its messages, in `puts`, changes as runs open and close."""
 
-    __slots__ = ("_first", "_puts", "_type", "codec", "large", "local", "mean", "messages", "peers", "route", "source")
+    __slots__ = (
+        "_first",
+        "_puts",
+        "_type",
+        "codec",
+        "large",
+        "local",
+        "mean",
+        "messages",
+        "packer",
+        "peers",
+        "route",
+        "source",
+    )
 
     def __init__(
         self, route: Route, codec: RunCodec, peers: tuple[int, ...], local: bool, outgoing: Outgoing, puts: Puts
@@ -57,7 +73,8 @@ class Lane:
         self.local = local
         self.mean = 0.0  # bytes of a message, as they were lately
         self.large = False  # a message of its run may be Large
-        self.messages: list[Any] = []  # of the open run
+        self.messages: list[Any] = []  # of the open run, behind those that its packer has
+        self.packer: Packer | None = None
         self._puts = puts
         self._type = route.message
         self._first = puts[self._type] = self._opener(outgoing)
@@ -65,6 +82,14 @@ class Lane:
     def close(self) -> None:
         self._puts[self._type] = self._first
         self.messages = []
+        if self.packer is not None:
+            self.packer.end()
+            self.packer.clear()
+
+    @property
+    def length(self) -> int:
+        """Messages of the open run."""
+        return len(self.messages) + (0 if self.packer is None else self.packer.count)
 
     def _opener(self, outgoing: Outgoing) -> Put:
         """What opens a run on all edges, and leaves the quickest way into it in its place."""
@@ -74,9 +99,8 @@ class Lane:
         def put_local(message: Any) -> None:
             queue.append(LocalSend(self, prepare(message)))
 
-        def open_run(message: Any) -> None:
-            prepared = prepare(message)
-            append = outgoing.open(self).append
+        def keep(prepared: Any) -> None:
+            append = self.messages.append
             append(prepared)
             if self.codec.late and not self.local:
                 puts[type_] = append
@@ -92,42 +116,70 @@ class Lane:
             if self.local:
                 queue.append(LocalSend(self, prepared))
 
+        def open_run(message: Any) -> None:
+            prepared = prepare(message)
+            outgoing.open(self)
+            keep(prepared)
+
+        def open_packed(message: Any) -> None:
+            pieces: list[Any] = []
+            packer.begin(pieces)
+            if packer.put(message):
+                outgoing.open(self, pieces)
+                puts[type_] = packer
+            else:
+                packer.clear()
+                open_run(message)
+
         if not self.peers:
             return put_local if self.local else prepare  # routed to nobody, on purpose
-        return open_run
+        if self.local or self.codec.packing is None or not outgoing.packs:
+            return open_run
+        packer = self.packer = outgoing.packer(self, lambda message: keep(prepare(message)))
+        return open_packed
 
 
 class _Run(NamedTuple):
     lane: Lane
-    messages: list[Any]
+    pieces: list[Any]  # of a packer: how many, their body, how many, ...
+    messages: list[Any]  # behind them
 
 
 class Outgoing:
     """The buffered sends of one worker. `local` holds what this worker's own handlers still have to handle."""
 
-    def __init__(self, max_message_bytes: int, max_run_bytes: int, max_claim_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        max_message_bytes: int,
+        max_run_bytes: int,
+        max_claim_bytes: int = 0,
+        *,
+        packs: bool = RING_IMPLEMENTATION == "c",
+    ) -> None:
         self.local: deque[LocalSend] = deque()
+        self.packs = packs
         self._max_message = max_message_bytes
         self._max_claim = max_claim_bytes  # what is over max_message_bytes gets a claim, up to this
         self._max_run = max_run_bytes
         self._large = 0  # bytes that wait for their claims
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
+        self._closed = 0  # messages of runs that are not open any more, once for each edge
         self._rows: set[int] = set()  # peers to which rows were sent
         self.row_bytes = 0  # that were reserved
 
     def sender(self, handler: str, puts: Puts) -> Callable[[Any], None]:
         """The `send` of one handler. Raises UnroutedMessage for a type that no route takes from it."""
 
-        def send(message: Any) -> None:
-            try:
-                put = puts[type(message)]
-            except KeyError:
-                raise UnroutedMessage(handler, type(message).__name__, tuple(t.__name__ for t in puts)) from None
-            put(message)
-            # failpoint: send-buffered
+        def missing(message: Any) -> NoReturn:
+            raise UnroutedMessage(handler, type(message).__name__, tuple(t.__name__ for t in puts))
 
-        return send
+        return Sender(puts, missing).send
+
+    def packer(self, lane: Lane, refused: Put) -> Packer:
+        codec = lane.codec
+        assert codec.packing is not None
+        return Packer(codec.type, *codec.packing, self._max_run, self._max_message, refused)
 
     def preparer(self, lane: Lane) -> Callable[[Any], Any]:
         """What `send` makes of a message at once: nothing, its checked self, or its encoding.
@@ -150,15 +202,19 @@ class Outgoing:
 
         return blamed if lane.local or not codec.late else lambda message: message
 
-    def open(self, lane: Lane) -> list[Any]:
+    def open(self, lane: Lane, pieces: list[Any] | None = None) -> None:
+        """A run of this lane, which begins with the pieces that its packer makes."""
         for peer in lane.peers:
-            previous = self._open.get(peer)
-            if previous is not None and previous is not lane:
-                previous.close()
+            self._close(peer, lane)
             self._open[peer] = lane
         lane.messages = []
-        self._runs.append(_Run(lane, lane.messages))
-        return lane.messages
+        self._runs.append(_Run(lane, [] if pieces is None else pieces, lane.messages))
+
+    def _close(self, peer: int, but: Lane | None = None) -> None:
+        lane = self._open.get(peer)
+        if lane is not None and lane is not but:
+            self._closed += lane.length * len(lane.peers)
+            lane.close()
 
     def add(self, run: EncodedRun) -> None:
         """A run encoded elsewhere (a reply). Its edges carry nothing else that it could overtake."""
@@ -167,8 +223,8 @@ class Outgoing:
     def add_rows(self, lane: Lane, runs: Iterable[EncodedRun]) -> None:
         """Runs of rows, behind all that was sent before; what is sent after them begins a run of its own."""
         for peer in lane.peers:
-            if peer in self._open:
-                self._open.pop(peer).close()
+            self._close(peer)
+            self._open.pop(peer, None)
         self._rows.update(lane.peers)
         self._runs.extend(runs)
 
@@ -179,7 +235,7 @@ class Outgoing:
     @property
     def sent(self) -> int:
         """Grows with every send of the transaction (runs count too: only comparing two readings makes sense)."""
-        return len(self._runs) + len(self.local) + sum(len(lane.messages) for lane in self._open.values())
+        return len(self._runs) + len(self.local) + self._closed + sum(lane.length for lane in self._open.values())
 
     @property
     def heavy(self) -> bool:
@@ -199,6 +255,7 @@ class Outgoing:
             if isinstance(run, EncodedRun):
                 encoded.append(run)
             else:
+                encoded.extend(_packed(run))
                 encode = self._encode_large if run.lane.large else self._encode
                 encoded.extend(encode(run.lane, run.messages, run.lane.peers))
         for lane, messages in _grouped(self.local) if self.local else ():
@@ -253,11 +310,22 @@ class Outgoing:
         for lane in self._open.values():
             lane.close()
         self._open.clear()
+        self._closed = 0
         self._large = 0
         self._runs.clear()
         self._rows.clear()
         self.row_bytes = 0
         self.local.clear()
+
+
+def _packed(run: _Run) -> Iterator[EncodedRun]:
+    lane = run.lane
+    if lane.packer is not None:
+        lane.packer.end()
+    for at in range(0, len(run.pieces), 2):
+        count, body = run.pieces[at : at + 2]
+        # failpoint: run-encoded
+        yield EncodedRun(lane.route, count, 0, lane.peers, body)
 
 
 def _grouped(sends: Iterable[LocalSend]) -> Iterator[tuple[Lane, list[Any]]]:

@@ -22,7 +22,18 @@ from bus.errors import (
     SharedMemoryFull,
     UnknownImplementation,
 )
-from bus.implementation import RING_IMPLEMENTATION, Doorbell, Progress, PyDoorbell, PyProgress, PyRing, Ring
+from bus.implementation import (
+    RING_IMPLEMENTATION,
+    Doorbell,
+    Packer,
+    Progress,
+    PyDoorbell,
+    PyProgress,
+    PyRing,
+    PySender,
+    Ring,
+    Sender,
+)
 from bus.layout import (
     UNKNOWN,
     BoardCell,
@@ -42,6 +53,7 @@ from bus.layout import (
     ring_size,
 )
 from bus.segment import Segment, remove_stale
+from bus.send import Kind
 
 if TYPE_CHECKING:
     from bus.streams.addresses import TLS, TcpAddress, UnixAddress
@@ -78,13 +90,16 @@ __all__ = [
     "HandshakeFailed",
     "ImplementationNotBuilt",
     "InsecureAddress",
+    "Kind",
     "LayoutError",
     "NoSuchBlock",
+    "Packer",
     "Pause",
     "Progress",
     "PyDoorbell",
     "PyProgress",
     "PyRing",
+    "PySender",
     "RecordTooLarge",
     "Rejected",
     "Ring",
@@ -92,6 +107,7 @@ __all__ = [
     "Segment",
     "SegmentExists",
     "SegmentMissing",
+    "Sender",
     "SharedMemoryFull",
     "StreamEvent",
     "StreamFault",

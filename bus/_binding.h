@@ -12,6 +12,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "_failpoint.h"
+
 typedef struct {
     PyObject *layout_error;
     PyObject *record_too_large;
@@ -30,14 +32,5 @@ void raise_with(PyObject *type, PyObject *arguments);
 PyObject *export_bytes(PyObject *object, Py_buffer *buffer);
 
 int release_view(PyObject *view);
-
-/* Where a process may die in a torture run, as the comments `# failpoint: name` of the Python modules; the same names.
- * Nothing but in a build for it: then less than 0 with an error set, if an error is what was asked for. */
-#ifdef RING_FAILPOINTS
-int failpoint(const char *name);
-#define FAILPOINT(name) failpoint(name)
-#else
-#define FAILPOINT(name) 0
-#endif
 
 #endif

@@ -43,31 +43,6 @@ int release_view(PyObject *view)
     return result == NULL ? -1 : 0;
 }
 
-#ifdef RING_FAILPOINTS
-static PyObject *reached; /* of the process, not of the module: such a build is for a test */
-
-int failpoint(const char *name)
-{
-    PyObject *result = reached == NULL ? Py_NewRef(Py_None) : PyObject_CallFunction(reached, "s", name);
-    Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
-}
-
-static PyObject *on_failpoint(PyObject *Py_UNUSED(module), PyObject *callable)
-{
-    PyObject *before = reached;
-    reached = Py_NewRef(callable);
-    Py_XDECREF(before);
-    Py_RETURN_NONE;
-}
-
-static PyMethodDef module_methods[] = {
-    {"on_failpoint", on_failpoint, METH_O,
-     "on_failpoint(callable, /)\n--\n\nIs called with the name of each failpoint that is come by."},
-    {NULL, NULL, 0, NULL},
-};
-#endif
-
 static PyObject *attribute(const char *module_name, const char *name)
 {
     PyObject *module = PyImport_ImportModule(module_name);
@@ -147,7 +122,7 @@ static PyModuleDef module_definition = {
     .m_doc = "The ring and the doorbell in C; see bus/ring.py and bus/doorbell.py.",
     .m_size = sizeof(State),
 #ifdef RING_FAILPOINTS
-    .m_methods = module_methods,
+    .m_methods = failpoint_methods,
 #endif
     .m_slots = module_slots,
     .m_traverse = module_traverse,

@@ -1,5 +1,5 @@
-"""Which ring, doorbell and progress this process uses: the C ones where they were built, unless RINGLEADER_RING forces
-either.
+"""Which ring, doorbell, progress and sender this process uses: the C ones where they were built, unless
+RINGLEADER_RING forces either.
 
 Both write the same memory, so that processes with different choices talk to each other.
 """
@@ -14,6 +14,7 @@ from bus.errors import ImplementationNotBuilt, UnknownImplementation
 from bus.layout import RING_VERSION
 from bus.progress import Progress as PyProgress
 from bus.ring import Ring as PyRing
+from bus.send import Sender as PySender
 
 VARIABLE: Final = "RINGLEADER_RING"
 CHOICES: Final = ("c", "python")
@@ -23,11 +24,14 @@ __all__ = [
     "RING_IMPLEMENTATION",
     "VARIABLE",
     "Doorbell",
+    "Packer",
     "Progress",
     "PyDoorbell",
     "PyProgress",
     "PyRing",
+    "PySender",
     "Ring",
+    "Sender",
 ]
 
 
@@ -38,7 +42,7 @@ def _choose() -> Literal["c", "python"]:
     if wanted == "python":
         return "python"
     try:
-        from bus import _progress, _ring  # noqa: F401
+        from bus import _progress, _ring, _send  # noqa: F401
 
         problem = "" if _ring.RING_VERSION == RING_VERSION else f"it was built for layout {_ring.RING_VERSION}"
     except ImportError as error:
@@ -51,11 +55,15 @@ def _choose() -> Literal["c", "python"]:
 RING_IMPLEMENTATION: Final = _choose()
 
 if TYPE_CHECKING:
+    from bus._send import Packer, Sender
+
     Ring = PyRing
     Doorbell = PyDoorbell
     Progress = PyProgress
 elif RING_IMPLEMENTATION == "c":
     from bus._progress import Progress
     from bus._ring import Doorbell, Ring
+    from bus._send import Packer, Sender
 else:
-    Ring, Doorbell, Progress = PyRing, PyDoorbell, PyProgress
+    Ring, Doorbell, Progress, Sender = PyRing, PyDoorbell, PyProgress, PySender
+    Packer = None

@@ -30,7 +30,7 @@ COUNT = 300_000  # messages
 
 PLACES = (
     Place("encode", "actors.codec", "RunCodec", "encode_run"),
-    Place("check", "actors.codec", "RunCodec", "check_run"),
+    Place("encode", "actors.codec", "RunCodec", "check_run"),
     Place("group", "actors.outgoing", "Outgoing", "encode"),
     Place("free", "actors.outgoing", "Outgoing", "clear"),
     Place("on_loop", "actors.dispatch", "Dispatcher", "run_source"),
@@ -47,12 +47,10 @@ PLACES = (
 # Stage -> what it is. Those of `PLACES`, those timed in loops, and the rest.
 SENDER = {
     "make": "the message is made",
-    "route": "`send` finds its lane",
-    "buffer": "and appends it to the open run",
+    "send": "`send` finds its lane, checks it and encodes it",
     "on_loop": "the rest of `on_loop` and its loop",
-    "encode": "runs are encoded",
-    "check": "the receiver will accept them",
-    "group": "runs are cut",
+    "encode": "runs of what `send` leaves as it is",
+    "group": "runs are put together",
     "append": "journal: frame, checksum, `write`",
     "commit": "numbers, outbox, cells",
     "publish": "to the ring, and the doorbell",
@@ -93,7 +91,7 @@ class StageSource(Handler):
     def __init__(self, count: int, path: Path) -> None:
         self.count = count
         self.path = path
-        self.sent = self.making = self.sending = self.began = 0
+        self.sent = self.making = self.sending = self.freeing = self.began = 0
         self.probe = Probe()
 
     def on_start(self) -> None:
@@ -115,19 +113,21 @@ class StageSource(Handler):
         made = clock()
         for tick in ticks:
             send(tick)
-        self.sending += clock() - made
+        sent = clock()
+        ticks.clear()
+        self.freeing += clock() - sent
+        self.sending += sent - made
         self.making += made - began
         self.sent += CALL
         return None
 
     def on_stop(self) -> None:
         whole = time.process_time_ns() - self.began
-        spent, ticks = self.probe.spent, [Tick("RNGL", 101.25, number) for number in range(1000)]
-        buffered: list[Tick] = []
-        buffer = _cost(buffered.append, ticks) * self.sent
-        spent["on_loop"] -= self.making + self.sending
-        spent["make"], spent["buffer"], spent["route"] = self.making, round(buffer), self.sending - round(buffer)
-        leave(self.path, {"whole": whole, "runs": self.probe.calls["encode"], **spent})
+        spent = self.probe.spent
+        spent["on_loop"] -= self.making + self.sending + self.freeing
+        spent["free"] += self.freeing
+        spent["make"], spent["send"] = self.making, self.sending
+        leave(self.path, {"whole": whole, "transactions": self.probe.calls["commit"], **spent})
 
 
 class StageSink(Handler):
@@ -184,14 +184,17 @@ def stages(level: str, scale: Scale) -> Series:
         whole = one_of(left["whole"]) / count
         costs |= {REST: whole - sum(costs.values()), "together": whole}
         found |= {f"{side}: {name}": [cost] for name, cost in costs.items()}
-    found["run"] = [count / max(1.0, one_of(sender["runs"]))]
+    found["transaction"] = [count / max(1.0, one_of(sender["transactions"]))]
     return found
 
 
 def figures() -> tuple[Figure, ...]:
     named = [f"{side}: {name}" for side, names in (("sender", SENDER), ("receiver", RECEIVER)) for name in names]
     whole = [f"{side}: {name}" for side in ("sender", "receiver") for name in (REST, "together")]
-    return (*(Figure(name, name, "ns") for name in named + whole), Figure("messages of a run", "run", "msg"))
+    return (
+        *(Figure(name, name, "ns") for name in named + whole),
+        Figure("messages of a transaction", "transaction", "msg"),
+    )
 
 
 def cases() -> list[Case]:
@@ -226,8 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs = [stages(options.level, scale) for _ in range(options.runs)]
         finally:
             stop_forkserver()
-    size = statistics.median(run["run"][0] for run in runs)
-    print(f"{options.level}, medians of {options.runs} runs of the table's figures; about {size:.0f} messages a run\n")
+    size = statistics.median(run["transaction"][0] for run in runs)
+    print(f"{options.level}, medians of {options.runs} runs; about {size:.0f} messages a transaction\n")
     print(table(runs))
     return 0
 

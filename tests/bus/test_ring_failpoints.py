@@ -19,7 +19,7 @@ from bus import ring as ring_module
 from tests.bus.implementations import needs_c as where_c_is_built
 from tests.bus.implementations import new_ring
 from tests.bus.variants import FAILPOINTS, ROOT, TAIL_FIRST, build, load
-from tests.torture.hook import ring_points, with_calls
+from tests.torture.hook import points_in_c, ring_points, with_calls
 
 FIRST, SECOND, THIRD = b"first", b"second" * 20, b"third" * 3
 OLD = b"old" * 100
@@ -235,7 +235,7 @@ def test_both_rings_have_the_same_failpoints(variant: ModuleType) -> None:
         bell.close()
     assert here[0].seen == here[1].seen == set(ring_points())
     named = {name for path in (ROOT / "bus").glob("_*.c") for name in names_in(path.read_text())}
-    assert named == set(ring_points())
+    assert named == set(points_in_c())
 
 
 def names_in(source: str) -> list[str]:
@@ -244,11 +244,12 @@ def names_in(source: str) -> list[str]:
 
 @where_c_is_built
 def test_the_normal_build_has_none() -> None:
-    from bus import _ring
+    from bus import _ring, _send
 
-    assert not hasattr(_ring, "on_failpoint")
-    code = Path(_ring.__file__).read_bytes()
-    assert not [name for name in ring_points() if name.encode() in code]
+    for extension in (_ring, _send):
+        assert not hasattr(extension, "on_failpoint")
+        code = Path(str(extension.__file__)).read_bytes()
+        assert not [name for name in points_in_c() if name.encode() in code]
     assert all(not hasattr(module, "__failpoint__") for module in (ring_module, doorbell_module))
     assert (PyRing, PyDoorbell) == (ring_module.Ring, doorbell_module.Doorbell)
 

@@ -4,7 +4,7 @@ A running system takes them a few at a time: arm, provoke what does not happen b
 until every worker and the program are getting on again. Whoever is stopped is killed, and a system that is gone is
 started again where it was. At the end the oracle is asked; what handlers see, they see at once. Two systems share the
 work, since much of it is waiting: one with the ring in Python, one with the C ring, in a build that has failpoints. At
-the points inside of the ring each of them tries everything.
+the points inside of the ring and the sender each of them tries everything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.torture.breeder import breed
 from tests.torture.combinations import Combination, Verdict, combinations, together, work
 from tests.torture.failpoint_run import SYSTEMS, Run
 from tests.torture.failpoint_system import server
-from tests.torture.hook import points, ring_points
+from tests.torture.hook import points, points_in_c
 
 RINGS = ("python", "c")
 
@@ -41,7 +41,7 @@ def torture(
     started = time.monotonic()
     wanted = only or combinations(random.Random(seed), points())
     variant = build(folder / "ring", FAILPOINTS, edits=mistakes) if "c" in rings else None
-    plan = {key: share for key, share in work(wanted, ring_points(), rings).items() if key[1] in systems}
+    plan = {key: share for key, share in work(wanted, points_in_c(), rings).items() if key[1] in systems}
     verdicts = [Verdict(seed) for _ in rings]
     threads = [
         threading.Thread(

@@ -1,7 +1,7 @@
 """Failpoints: comment lines of the sources, `# failpoint: append-written`, that are calls in a torture run.
 
-The C ring has the same points as the ring in Python, `FAILPOINT("ring-claimed")`, in a build of its own. A run with
-that build has them there only: the lines of the ring in Python stay comments.
+What is in C, the ring, the doorbell and the sender, has the same points as in Python, `FAILPOINT("ring-claimed")`, in a
+build of its own. A run with that build has them there only: the lines of these modules in Python stay comments.
 
 A comment costs nothing, so the sources carry a failpoint at every step. In a process with the hook installed, the
 packages are compiled from their sources with each such line replaced, so line numbers stay. No .pyc of the interpreter
@@ -30,7 +30,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 PACKAGES = ("actors", "bus", "persist")
-C_RING, RING_IN_PYTHON = "bus._ring", ("bus.ring", "bus.doorbell")
+IN_C = {"bus._ring": ("bus.ring", "bus.doorbell"), "bus._send": ("bus.send",)}  # extension -> the same in Python
 ROOT = Path(__file__).parents[2]
 VARIABLE = "RINGLEADER_FAILPOINTS"  # names the directory of a run
 WORKER, SUPERVISOR = 1, 2  # in whom a point acts: any worker, or the process with the supervisor and the gateway
@@ -72,7 +72,16 @@ def points() -> list[str]:
 
 def ring_points() -> list[str]:
     """Those that both rings have."""
-    return [name for module in RING_IN_PYTHON for name in points_of(ROOT / f"{module.replace('.', '/')}.py")]
+    return _points_in("bus._ring")
+
+
+def points_in_c() -> list[str]:
+    """All that are in C too."""
+    return [name for extension in IN_C for name in _points_in(extension)]
+
+
+def _points_in(extension: str) -> list[str]:
+    return [name for module in IN_C[extension] for name in points_of(ROOT / f"{module.replace('.', '/')}.py")]
 
 
 def with_calls(source: bytes, call: Callable[[str], str]) -> bytes:
@@ -91,7 +100,7 @@ class Switchboard:
             (folder / "points").write_text("\n".join(points()))
             (folder / "armed").write_bytes(bytes(8 * (len(FLAGS) + 1 + 5 * _MOST)))
         self.names = (folder / "points").read_text().split()
-        self.ring = (folder / "ring").read_text()  # the C ring with failpoints; "": the one in Python is used
+        self.ring = (folder / "ring").read_text()  # the C ring with failpoints, the sender beside it; "": in Python
         self.index = {name: at for at, name in enumerate(self.names)}
         with open(folder / "armed", "r+b") as file:
             words = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
@@ -189,7 +198,7 @@ class _Loader(SourceFileLoader):
         except FileNotFoundError:
             pass
         index, source = _board.index, self.get_data(self.path)
-        if not (_board.ring and fullname in RING_IN_PYTHON):
+        if not (_board.ring and any(fullname in modules for modules in IN_C.values())):
             source = with_calls(source, lambda name: f"__failpoint__({index[name]})")
         code = compile(source, self.path, "exec", dont_inherit=True)
         new = kept.with_name(f"{fullname}.{os.getpid()}")
@@ -198,7 +207,7 @@ class _Loader(SourceFileLoader):
         return code
 
 
-class _RingLoader(ExtensionFileLoader):
+class _CLoader(ExtensionFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
         assert _board is not None
@@ -214,8 +223,9 @@ class _Finder(MetaPathFinder):
         if fullname.partition(".")[0] not in PACKAGES:
             return None
         assert _board is not None
-        if fullname == C_RING and _board.ring:
-            return spec_from_file_location(fullname, _board.ring, loader=_RingLoader(fullname, _board.ring))
+        if fullname in IN_C and _board.ring:
+            built = str(next(Path(_board.ring).parent.glob(f"{fullname.rpartition('.')[2]}.*")))
+            return spec_from_file_location(fullname, built, loader=_CLoader(fullname, built))
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(spec.loader.name, spec.loader.path)

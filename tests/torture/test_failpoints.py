@@ -1,5 +1,5 @@
-"""Every failpoint of the sources x {exit, SIGKILL, SIGSEGV, SIGSTOP, error} x {first, a later hit}; those inside of the
-ring with both rings."""
+"""Every failpoint of the sources x {exit, SIGKILL, SIGSEGV, SIGSTOP, error} x {first, a later hit}; those inside of
+what is in C, the ring and the sender, with both implementations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.bus.variants import TAIL_FIRST
 from tests.torture import failpoint_run
 from tests.torture.combinations import ACTIONS, WAYS, Combination, combinations, shares, together, work
 from tests.torture.failpoints import RINGS, torture
-from tests.torture.hook import SUPERVISOR, points, ring_points
+from tests.torture.hook import SUPERVISOR, points, points_in_c
 from tests.torture.run import identity_of, left_over
 
 
@@ -30,8 +30,8 @@ def test_no_failpoint_loses_doubles_or_reorders_anything(tmp_path: Path) -> None
     assert not verdict.wrong, str(verdict)
     acted = {point for _, point in verdict.acted}
     assert acted == set(points()), f"never reached: {set(points()) - acted}"
-    assert verdict.acted >= {(ring, point) for ring in rings for point in ring_points()}
-    wanted = work(combinations(random.Random(seed), points()), ring_points(), rings)
+    assert verdict.acted >= {(ring, point) for ring in rings for point in points_in_c()}
+    wanted = work(combinations(random.Random(seed), points()), points_in_c(), rings)
     assert verdict.count == sum(map(len, wanted.values()))
 
 
@@ -56,11 +56,11 @@ def test_a_tail_that_moves_before_its_record_is_whole_is_caught(tmp_path: Path) 
 
 def test_each_ring_has_all_its_own_failpoints_and_both_share_the_others() -> None:
     wanted = combinations(random.Random(1), points())
-    work = shares(wanted, ring_points(), RINGS)
-    inside = {str(one) for one in wanted if one.point in ring_points()}
+    work = shares(wanted, points_in_c(), RINGS)
+    inside = {str(one) for one in wanted if one.point in points_in_c()}
     assert inside == {str(one) for one in work["python"]} & {str(one) for one in work["c"]}
     assert {str(one) for one in wanted} == {str(one) for share in work.values() for one in share}
-    assert shares(wanted, ring_points(), ["c"]) == {"c": wanted}
+    assert shares(wanted, points_in_c(), ["c"]) == {"c": wanted}
 
 
 def test_all_combinations_are_there_and_each_once() -> None:
