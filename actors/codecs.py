@@ -14,6 +14,7 @@ Pure. Nothing that came from outside is executed, but by PICKLE, for the classes
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import struct
@@ -119,11 +120,15 @@ class _Pickle:
         return None
 
     def encode(self, message: Any, /) -> bytes:
+        return b"".join(self.parts(message))
+
+    def parts(self, message: Any, /) -> list[bytes | memoryview]:
+        """The payload, in parts that stand one behind the other: its buffers are those of the message."""
         file = io.BytesIO()
         pickler = _MessagePickler(file, type(message))
         pickler.dump(message)
         if not pickler.buffers:
-            return file.getvalue()
+            return [file.getvalue()]
         parts = [file.getbuffer(), *(buffer.raw() for buffer in pickler.buffers)]
         sizes = [part.nbytes for part in parts]
         laid: list[bytes | memoryview] = [_BESIDE.pack(0, len(pickler.buffers)), struct.pack(f"<{len(sizes)}Q", *sizes)]
@@ -131,7 +136,7 @@ class _Pickle:
         for part in parts:
             laid += [bytes(-at % _ALIGNED), part]
             at += -at % _ALIGNED + part.nbytes
-        return b"".join(laid)
+        return laid
 
     def decode(self, data: memoryview, type_: type, /) -> Any:
         if not data or data[0]:
@@ -152,6 +157,11 @@ PICKLE: Codec = _Pickle()
 BUILT_IN = (JSON, RAW, PICKLE)
 RESERVED = frozenset({"msgpack", *(codec.name for codec in BUILT_IN)})
 """Names that only the codecs here may have; `msgpack` is that of messages without a codec."""
+
+def encode_parts(codec: Codec, message: Any) -> Sequence[bytes | bytearray | memoryview]:
+    """What the codec makes of a message, copied as little as it can be."""
+    return codec.parts(message) if isinstance(codec, _Pickle) else (codec.encode(message),)
+
 
 _BUFFERS = (bytes, memoryview)
 _THE_CLASS = "class"
@@ -191,6 +201,7 @@ class _MessageUnpickler(pickle.Unpickler):
         return self._type
 
 
+@functools.lru_cache(maxsize=256)
 def _only_buffer(type_: type) -> tuple[str, type] | None:
     """The name and the type of the one field that a struct class has, if it is bytes or a view of some."""
     if not issubclass(type_, msgspec.Struct) or len(type_.__struct_fields__) != 1:

@@ -170,7 +170,7 @@ class Gateway:
         if codec is None:
             codec = self._codecs[type(message)] = run_codec(self._plan, type(message))
         encoded = codec.encode_alone(message, self._plan.limits.max_message_bytes, self._plan.largest_claim)
-        return encoded if isinstance(encoded, Large) else codec.join([encoded])
+        return encoded.copied() if isinstance(encoded, Large) else codec.join([encoded])
 
     def _check_open(self) -> None:
         if self._failure is not None:

@@ -344,6 +344,7 @@ def assemble(
     limits = plan.limits
     run_bytes = min(RUN_BYTES, limits.max_message_bytes, max_record(limits.ring_bytes) - RUN.size)
     outgoing = Outgoing(limits.max_message_bytes, run_bytes, plan.largest_claim)
+    outgoing.lay = endpoint.claims.lay
     peers = {link.name: link.index for link in endpoint.links}
     codecs: dict[type, RunCodec] = {}
     record = max_record(limits.ring_bytes) - RUN.size

@@ -125,7 +125,7 @@ def link_to(index: int) -> Link:
 def sent(claims: Claims, data: bytes, *edges: tuple[Link, int]) -> Ticket:
     """As a commit does it."""
     places = [(link.index, seq) for link, seq in edges]
-    body = claims.stake(Large("raw", data), places)
+    body = claims.stake(Large("raw", (data,)), places)
     send = Send(0, 1, 0, places, body)
     claims.committed((), ())
     for link, seq in edges:
@@ -229,7 +229,7 @@ def test_without_a_journal_the_next_incarnation_holds_what_rings_may_still_have(
 
 def test_what_was_not_committed_is_gone(place: Callable[..., Claims], tmp_path: Path) -> None:
     mine = place("a")
-    ticket = ticket_of(mine.stake(Large("", content(1)), [(2, 1)]))
+    ticket = ticket_of(mine.stake(Large("", (content(1),)), [(2, 1)]))
     mine.withdraw()
     assert mine.held == 0
     if isinstance(mine, DiskClaims):
@@ -268,7 +268,7 @@ def test_no_room_is_a_refusal_that_leaves_nothing(
     monkeypatch.setattr(os, "posix_fallocate", full)
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(JournalFull):
-        claims.stake(Large("", content(1)), [(2, 1)])
+        claims.stake(Large("", (content(1),)), [(2, 1)])
     assert files(tmp_path) == 0
     monkeypatch.undo()
     assert claims.redeem(sent(claims, content(1), (link_to(2), 1))) == content(1)
