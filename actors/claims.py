@@ -43,6 +43,7 @@ class Claims:
         self._edges: Counter[int] = Counter()  # sends that hold it
         self._letters: Counter[int] = Counter()  # dead letters that do
         self._fresh: list[int] = []  # made for the transaction at hand
+        self._tickets: dict[bytes, Ticket] = {}  # theirs, by the run that they are sent as
         self._laid: set[int] = set()  # those of them that nothing has been staked for
 
     # ------------------------------------------------------------------------------------------------ to be overridden
@@ -135,12 +136,15 @@ class Claims:
             self._fresh.append(ticket.number)
             self._sizes[ticket.number] = ticket.size
         # failpoint: claim-made
-        return ALONE + ticket.element()
+        run = ALONE + ticket.element()
+        self._tickets[run] = ticket
+        return run
 
     def withdraw(self) -> None:
         """The transaction was not committed."""
         fresh, self._fresh = self._fresh, []
         self._laid.clear()
+        self._tickets.clear()
         for number in fresh:
             self._free(number)
 
@@ -163,7 +167,7 @@ class Claims:
 
     def sent(self, link: Link, first: int, send: Send) -> None:
         """A committed send, flagged as a claim, holds it until the peer has acknowledged `first`."""
-        self.hold(link, first, ticket_of(send.body))
+        self.hold(link, first, self._tickets.get(send.body) or ticket_of(send.body))
 
     def hold(self, link: Link, seq: int, ticket: Ticket) -> None:
         number = ticket.number
@@ -183,7 +187,8 @@ class Claims:
                 self._free(number)
 
     def forget(self, letters: Iterable[DeadLetter]) -> None:
-        """Those that are gone, once all is counted that may still hold their claims."""
+        """Those that are gone, once all is counted that may still hold their claims. The end of a commit."""
+        self._tickets.clear()
         for letter in letters:
             ticket = ticket_in(letter.body)
             if ticket is not None and ticket.owner == self.owner:

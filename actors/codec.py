@@ -127,7 +127,7 @@ class RunCodec:
             return self._decode(body)
         except msgspec.MsgspecError as error:
             if is_sealed(memoryview(body)[1:]):  # a ticket, or the first of another codec's
-                return [self.decode_one(memoryview(one)) for one in _split(body)]
+                return [self._decode_any(memoryview(one)) for one in _split(body)]
             raise BadRecord(f"not a run of {self.type_name}: {error}", len(body)) from error
 
     def decode_one(self, encoded: bytes | memoryview | Large) -> Any:
@@ -139,9 +139,12 @@ class RunCodec:
                 # Kept no longer than this: it would hold this frame, and that the memory of a claim.
                 if not is_sealed(encoded):
                     raise BadRecord(f"not a {self.type_name}: {error}", len(encoded)) from error
+        return self._decode_any(encoded)
+
+    def _decode_any(self, encoded: bytes | memoryview | Large) -> Any:
         codec, data = self.payload(encoded)
         if codec:
-            raise CodecRefused(self.type_name, codec, "msgpack")
+            raise CodecRefused(self.type_name, codec, "msgpack") from None
         return self.decode_one(data)
 
     def payload(self, encoded: bytes | memoryview | Large) -> tuple[str, bytes | memoryview]:

@@ -16,7 +16,7 @@ from actors.errors import SenderError, UnroutedMessage
 from actors.plan import Route
 from actors.tickets import ALONE, Large
 
-HEAVY_BYTES = 1 << 20
+HEAVY_BYTES = 4 << 20
 ROW_BYTES = 1 << 16  # of rows
 
 

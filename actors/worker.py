@@ -305,6 +305,7 @@ def make_endpoint(plan: Plan, me: str, block: Block) -> Endpoint:
         block,
         level=plan.level,
         outbox_limit=plan.limits.outbox_limit_bytes,
+        claims_limit=plan.limits.claims_limit_bytes,
         memory_limit=plan.limits.outbox_limit_bytes if plan.level != "memory" else sys.maxsize,
     )
 
