@@ -20,6 +20,7 @@ import pickle
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -170,6 +171,10 @@ _ALIGNED = 64
 _LEAST_BUFFER = 4096  # bytes; smaller ones are in the pickle
 
 
+_by_name: dict[int, Any] = {}  # by id, classes and functions that are pickled by name
+_MOST_BY_NAME = 1024
+
+
 class _MessagePickler(Pickler):
     def __init__(self, file: io.BytesIO, type_: type) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL, buffer_callback=self._beside)
@@ -185,6 +190,17 @@ class _MessagePickler(Pickler):
         if not small:
             self.buffers.append(buffer)
         return small
+
+    def reducer_override(self, obj: Any) -> Any:
+        """cloudpickle looks up by name, each time, every class and function that a message refers to."""
+        if id(obj) in _by_name:
+            return NotImplemented
+        reduced = super().reducer_override(obj)
+        if reduced is NotImplemented and isinstance(obj, (type, FunctionType)):
+            if len(_by_name) >= _MOST_BY_NAME:
+                _by_name.clear()
+            _by_name[id(obj)] = obj
+        return reduced
 
     def persistent_id(self, obj: Any) -> str | None:
         return _THE_CLASS if obj is self._type else None
