@@ -21,7 +21,7 @@ LEAST = 1 << 14  # bytes of a buffer that is worth it
 
 Part = bytes | memoryview
 
-_BIN = struct.Struct(">BI")
+_BIN16, _BIN32 = struct.Struct(">BH"), struct.Struct(">BI")
 _MOST = (1 << 32) - 1
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -54,8 +54,12 @@ def _parts(message: Any, names: tuple[str, ...]) -> tuple[Part, ...] | None:
             view = memoryview(value)
             if not view.c_contiguous or view.nbytes > _MOST:
                 return None
-            done += [b"".join((*small, _BIN.pack(0xC6, view.nbytes))), value if type(value) is bytes else view.cast("B")]
+            done += [b"".join((*small, _bin(view.nbytes))), value if type(value) is bytes else view.cast("B")]
             small = []
         else:
             small.append(_encode(value))
     return (*done, b"".join(small)) if small else tuple(done)
+
+
+def _bin(size: int) -> bytes:
+    return _BIN16.pack(0xC5, size) if size < 1 << 16 else _BIN32.pack(0xC6, size)

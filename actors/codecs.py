@@ -91,7 +91,8 @@ class _Raw:
         return "raw is for bytes, memoryview, or a Message with one field, of one of these types"
 
     def encode(self, message: Any, /) -> bytes | bytearray | memoryview:
-        only = _only_buffer(type(message))
+        type_: type = type(message)
+        only = _only_buffer(type_)
         data = message if only is None else getattr(message, only[0])
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"expected bytes, got {type(data).__name__}")
@@ -158,6 +159,7 @@ PICKLE: Codec = _Pickle()
 BUILT_IN = (JSON, RAW, PICKLE)
 RESERVED = frozenset({"msgpack", *(codec.name for codec in BUILT_IN)})
 """Names that only the codecs here may have; `msgpack` is that of messages without a codec."""
+
 
 def encode_parts(codec: Codec, message: Any) -> Sequence[bytes | bytearray | memoryview]:
     """What the codec makes of a message, copied as little as it can be."""

@@ -14,6 +14,7 @@ MODULES = (
     "fixed_rows",
     "shapes",
     "stages",
+    "payload_forms",
     "payloads",
     "commits",
     "actor_peers",

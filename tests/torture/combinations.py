@@ -43,7 +43,11 @@ WAYS = {
     **dict.fromkeys(("own-taken", "own-acknowledged"), Way(WORKER, "carry", 3)),
     **dict.fromkeys(("dead-letter-made", "dead-letter-buried", "claim-kept"), Way(WORKER, "poison", 2)),
     **dict.fromkeys(
-        ("claim-made", "claim-written", "claim-synced", "claim-redeemed", "claim-freeing", "claim-freed"), Way(most=8)
+        (
+            "claim-laid", "claim-made", "claim-written", "claim-synced", "claim-redeemed", "claim-freeing",
+            "claim-freed",
+        ),
+        Way(most=8),
     ),
     "backlog-spilled": Way(WORKER, "pile", 6),
     "tail-cut": Way(WORKER, "tear", 2),
