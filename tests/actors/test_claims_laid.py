@@ -19,6 +19,7 @@ from actors.codec_runs import CodecRuns
 from actors.errors import BadRecord
 from actors.links import Link
 from actors.tickets import Large, Ticket, ticket_of
+from bus import Cell
 from persist.errors import JournalFull
 from persist.format import Send
 
@@ -116,11 +117,26 @@ def test_what_is_laid_and_not_staked_is_free_at_the_commit_or_without_it(
     claims.withdraw()
 
 
+class Ring:
+    """Of which only the acknowledgement cell is looked at."""
+
+    def get(self, cell: int) -> int:
+        assert cell == Cell.ACK
+        return 0
+
+
 def test_what_is_laid_by_who_dies_is_gone_at_the_next_start(claims: MemoryClaims) -> None:
-    claims.lay(Large("raw", (bytes(MIB),)))
+    """Whatever was sent before from the same memory."""
+    link = link_to(2)
+    ticket = ticket_of(committed(claims, Large("raw", (bytes(MIB),)), (link, 1)))
+    claims.acknowledged(link, 1)
+    assert claims.lay(Large("raw", (bytes(MIB),))).claim == ticket.number
     links: list[Any] = [link_to(index) for index in range(3)]
-    MemoryClaims("a", PREFIX, PEERS).recover(links, None, ())
+    links[2].producing = Ring()
+    again = MemoryClaims("a", PREFIX, PEERS)
+    again.recover(links, None, ())
     assert not segments()
+    assert again.held == 0
 
 
 def test_what_goes_by_two_ways_has_two_claims_each_freed_for_itself(claims: MemoryClaims, theirs: MemoryClaims) -> None:
