@@ -43,11 +43,21 @@ class Claims:
         self._edges: Counter[int] = Counter()  # sends that hold it
         self._letters: Counter[int] = Counter()  # dead letters that do
         self._fresh: list[int] = []  # made for the transaction at hand
+        self._tickets: dict[bytes, Ticket] = {}  # theirs, by the run that they are sent as
+        self._laid: set[int] = set()  # those of them that nothing has been staked for
 
     # ------------------------------------------------------------------------------------------------ to be overridden
     def _make(self, large: Large, edges: Sequence[tuple[int, int]]) -> Ticket:
         """A new claim. JournalFull if there is no room, and nothing is left then."""
         raise BadRecord(f"{self.owner} has no place for claims", large.size)
+
+    def _lay(self, large: Large) -> Large:
+        """The same in a claim of which nobody knows, where that is quicker than to copy it now and once more later."""
+        return large.copied()
+
+    def _seal(self, large: Large, edges: Sequence[tuple[int, int]]) -> Ticket:
+        """What has been laid becomes a claim."""
+        raise NotImplementedError
 
     def _open(self, ticket: Ticket) -> memoryview:
         raise BadRecord("there are no claims here", ticket.size)
@@ -101,6 +111,16 @@ class Claims:
         return mine.element()
 
     # ------------------------------------------------------------------------------------------------ sending
+    def lay(self, large: Large) -> Large:
+        """A message that was sent in the transaction at hand. What becomes of it there, is told by `stake`, or not."""
+        laid = self._lay(large)
+        if laid.claim:
+            self._fresh.append(laid.claim)
+            self._laid.add(laid.claim)
+            self._sizes[laid.claim] = laid.size
+        # failpoint: claim-laid
+        return laid
+
     def stake(self, body: bytes | Large, edges: Sequence[tuple[int, int]]) -> bytes:
         """The run of the ticket for a message that is about to be committed for these (peer, sequence number).
 
@@ -108,21 +128,33 @@ class Claims:
         """
         if not isinstance(body, Large):
             return body  # a dead letter's that goes on
-        ticket = self._make(body, edges)
-        self._fresh.append(ticket.number)
-        self._sizes[ticket.number] = ticket.size
+        if body.claim in self._laid:
+            self._laid.discard(body.claim)
+            ticket = self._seal(body, edges)
+        else:
+            ticket = self._make(body, edges)
+            self._fresh.append(ticket.number)
+            self._sizes[ticket.number] = ticket.size
         # failpoint: claim-made
-        return ALONE + ticket.element()
+        run = ALONE + ticket.element()
+        self._tickets[run] = ticket
+        return run
 
     def withdraw(self) -> None:
         """The transaction was not committed."""
         fresh, self._fresh = self._fresh, []
+        self._laid.clear()
+        self._tickets.clear()
         for number in fresh:
             self._free(number)
 
     def committed(self, dead: Iterable[DeadLetter], removed: Iterable[DeadLetter]) -> None:
         """The transaction was; its sends follow, by `sent`."""
         self._fresh.clear()
+        if self._laid:  # for handlers of this worker, which have handled it
+            laid, self._laid = self._laid, set()
+            for number in laid:
+                self._free(number)
         self._count(dead, 1)
         self._count(removed, -1)
 
@@ -135,7 +167,7 @@ class Claims:
 
     def sent(self, link: Link, first: int, send: Send) -> None:
         """A committed send, flagged as a claim, holds it until the peer has acknowledged `first`."""
-        self.hold(link, first, ticket_of(send.body))
+        self.hold(link, first, self._tickets.get(send.body) or ticket_of(send.body))
 
     def hold(self, link: Link, seq: int, ticket: Ticket) -> None:
         number = ticket.number
@@ -155,7 +187,8 @@ class Claims:
                 self._free(number)
 
     def forget(self, letters: Iterable[DeadLetter]) -> None:
-        """Those that are gone, once all is counted that may still hold their claims."""
+        """Those that are gone, once all is counted that may still hold their claims. The end of a commit."""
+        self._tickets.clear()
         for letter in letters:
             ticket = ticket_in(letter.body)
             if ticket is not None and ticket.owner == self.owner:

@@ -86,18 +86,38 @@ class MemoryClaims(Claims):
 
     # ------------------------------------------------------------------------------------------------ sending
     def _make(self, large: Large, edges: Sequence[tuple[int, int]]) -> Ticket:
-        data = memoryview(large.data).cast("B")
-        slot = self._take(len(data))
+        slot = self._write(large)
+        return self._told(slot, large, edges)
+
+    def _lay(self, large: Large) -> Large:
+        try:
+            slot = self._write(large)
+        except JournalFull:
+            return large.copied()  # to be refused by `_make`, when the transaction can be
+        begin = self._header
+        return Large(large.codec, (memoryview(slot.map)[begin : begin + large.size].toreadonly(),), slot.number)
+
+    def _seal(self, large: Large, edges: Sequence[tuple[int, int]]) -> Ticket:
+        return self._told(self._slots[large.claim], large, edges)
+
+    def _write(self, large: Large) -> _Slot:
+        """All that is written but once, and by no other copy than this."""
+        slot = self._take(large.size)
         slot.generation += 1
-        mapped, begin = slot.map, self._header
-        # The edges count only when all is there.
-        _HEAD.pack_into(mapped, 0, MAGIC, slot.generation, len(data), 0, 0)
+        mapped, at = slot.map, self._header
+        _HEAD.pack_into(mapped, 0, MAGIC, slot.generation, large.size, 0, 0)
+        for part in large.parts:
+            mapped[at : at + len(part)] = part
+            at += len(part)
+        return slot
+
+    def _told(self, slot: _Slot, large: Large, edges: Sequence[tuple[int, int]]) -> Ticket:
+        """The edges count only when all is there."""
         for place, (peer, seq) in enumerate(edges):
-            _EDGE.pack_into(mapped, _HEAD.size + place * _EDGE.size, peer, 0, seq)
-        mapped[begin : begin + len(data)] = data
+            _EDGE.pack_into(slot.map, _HEAD.size + place * _EDGE.size, peer, 0, seq)
         # failpoint: claim-filled
-        _COUNT.pack_into(mapped, _COUNT_AT, len(edges))
-        return Ticket(self.owner, slot.number, slot.generation, len(data), 0, large.codec)
+        _COUNT.pack_into(slot.map, _COUNT_AT, len(edges))
+        return Ticket(self.owner, slot.number, slot.generation, large.size, 0, large.codec)
 
     def _take(self, size: int) -> _Slot:
         capacity = _rounded(size)

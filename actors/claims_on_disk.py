@@ -43,7 +43,7 @@ class DiskClaims(Claims):
     # ------------------------------------------------------------------------------------------------ sending
     def _make(self, large: Large, edges: Sequence[tuple[int, int]]) -> Ticket:
         number = self._number()
-        data = memoryview(large.data).cast("B")
+        data = memoryview(large.whole())
         name = _name(number)
         try:
             file = self._directory.create(name)

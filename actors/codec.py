@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import fields
 
+from actors.beside import parts_of
 from actors.errors import BadMessage, BadRecord, BadState, CodecRefused, MessageTooLarge
 from actors.message import Message, State, can_encode_late, type_name
 from actors.packing import Packing, packing, plain_types
@@ -82,6 +83,7 @@ class RunCodec:
         self._decode_one = msgspec.msgpack.Decoder(type_).decode
         self._plain = _plain_check(type_)
         self.packing = packing(type_)
+        self._parts = parts_of(type_)
 
     def encode_run(self, messages: Sequence[Message]) -> bytes:
         """The body of a run. BadMessage if one of them cannot be encoded."""
@@ -126,35 +128,44 @@ class RunCodec:
             return self._decode(body)
         except msgspec.MsgspecError as error:
             if is_sealed(memoryview(body)[1:]):  # a ticket, or the first of another codec's
-                return [self.decode_one(memoryview(one)) for one in _split(body)]
+                return [self._decode_any(memoryview(one)) for one in _split(body)]
             raise BadRecord(f"not a run of {self.type_name}: {error}", len(body)) from error
 
     def decode_one(self, encoded: bytes | memoryview | Large) -> Any:
         """One message, as `encode_one` or `encode_alone` made it, or as it stands in a run."""
-        failed = None
         if not isinstance(encoded, Large):
             try:
                 return self._decode_one(encoded)
             except msgspec.MsgspecError as error:
-                failed = error
+                # Kept no longer than this: it would hold this frame, and that the memory of a claim.
+                if not is_sealed(encoded):
+                    raise BadRecord(f"not a {self.type_name}: {error}", len(encoded)) from error
+        return self._decode_any(encoded)
+
+    def _decode_any(self, encoded: bytes | memoryview | Large) -> Any:
         codec, data = self.payload(encoded)
         if codec:
             raise CodecRefused(self.type_name, codec, "msgpack") from None
-        if data is not encoded:
-            return self.decode_one(data)
-        raise BadRecord(f"not a {self.type_name}: {failed}", len(data)) from failed
+        return self.decode_one(data)
 
     def payload(self, encoded: bytes | memoryview | Large) -> tuple[str, bytes | memoryview]:
         """The name of the codec that made this message (empty for MessagePack), and what it made of it."""
         if isinstance(encoded, Large):
-            return encoded.codec, memoryview(encoded.data).toreadonly()
+            return encoded.codec, memoryview(encoded.whole()).toreadonly()
         ticket = ticket_in(encoded)
         if ticket is not None:
             return ticket.codec, self.redeem(ticket)
         return unseal(encoded) if is_sealed(encoded) else ("", encoded)
 
     def encode_alone(self, message: Any, in_ring: int, largest: int) -> bytes | Large:
-        """One message, checked as `check_run` does; Large if it is over `in_ring` bytes. Raises MessageTooLarge."""
+        """One message, checked as `check_run` does; Large if it is over `in_ring` bytes. Raises MessageTooLarge.
+
+        The parts of what is Large may be the sender's own buffers, which can change.
+        """
+        if self._parts is not None and self._plain is not None:
+            parts = self._parts(message)
+            if parts and in_ring < sum(map(len, parts)) <= largest and self._plain([message]):
+                return Large("", parts)
         encoded = self.encode_one(message)
         if len(encoded) > max(in_ring, largest):
             raise MessageTooLarge(self.type_name, len(encoded), max(in_ring, largest))
@@ -163,7 +174,7 @@ class RunCodec:
                 self._decode_one(encoded)
             except Exception:
                 self.check_run(self.join([encoded]))  # tells what is wrong
-        return encoded if len(encoded) <= in_ring else Large("", encoded)
+        return encoded if len(encoded) <= in_ring else Large("", (encoded,))
 
     def each(self, messages: Any) -> list[Any]:
         """What `decode_run` returned, one by one."""

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from actors.codec import RunCodec, summary
-from actors.codecs import Codec
+from actors.codecs import Codec, encode_parts
 from actors.errors import BadMessage, BadRecord, CodecRefused, MessageTooLarge
 from actors.fixed import is_fixed
 from actors.fixed_runs import FixedInlet, FixedRuns
@@ -61,27 +61,22 @@ class CodecRuns(RunCodec):
         """Whoever encodes it vouches for it: what cannot be decoded again is found out by the receiver."""
 
     def encode_one(self, message: Any) -> bytes:
-        data = self._encode(message)
-        return b"".join((head(self._name, Large("", data).size), data))
+        large = self._encode(message)
+        return b"".join((head(self._name, large.size), *large.parts))
 
     def encode_alone(self, message: Any, in_ring: int, largest: int) -> bytes | Large:
-        data = self._encode(message)
-        size = Large("", data).size
+        large = self._encode(message)
+        size = large.size
         if size > max(in_ring, largest):
             raise MessageTooLarge(self.type_name, size, max(in_ring, largest))
         start = head(self._name, size)
         if len(start) + size <= in_ring:
-            return b"".join((start, data))
-        # What cannot change any more need not be copied now.
-        fixed = isinstance(data, bytes) or (data.contiguous and data.readonly and isinstance(data.obj, bytes))
-        return Large(self.codec.name, data if fixed else bytes(data))
+            return b"".join((start, *large.parts))
+        return large
 
-    def _encode(self, message: Any) -> bytes | memoryview:
+    def _encode(self, message: Any) -> Large:
         try:
-            data = self.codec.encode(message)
-            if not isinstance(data, (bytes, bytearray, memoryview)):
-                raise TypeError(f"encode returned {type(data).__name__}, not bytes")
-            return memoryview(data) if isinstance(data, bytearray) else data
+            return Large(self.codec.name, tuple(map(_part, encode_parts(self.codec, message))))
         except Exception as error:
             told = str(error) if isinstance(error, (msgspec.MsgspecError, TypeError)) else _named(error)
             raise BadMessage(0, self.type_name, summary(message), f"codec {self.codec.name!r}: {told}") from error
@@ -137,6 +132,15 @@ def _elements(body: bytes | memoryview, type_name: str) -> list[Any]:
         return [memoryview(one) for one in _split(body)]
     except msgspec.MsgspecError as error:
         raise BadRecord(f"not a run of {type_name}: {error}", len(body)) from error
+
+
+def _part(data: Any) -> bytes | memoryview:
+    if isinstance(data, bytes):
+        return data
+    if not isinstance(data, (bytearray, memoryview)):
+        raise TypeError(f"encode returned {type(data).__name__}, not bytes")
+    view = memoryview(data)
+    return view.cast("B") if view.c_contiguous and view.nbytes else bytes(view)
 
 
 def _named(error: Exception) -> str:

@@ -14,11 +14,13 @@ Pure. Nothing that came from outside is executed, but by PICKLE, for the classes
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -89,7 +91,8 @@ class _Raw:
         return "raw is for bytes, memoryview, or a Message with one field, of one of these types"
 
     def encode(self, message: Any, /) -> bytes | bytearray | memoryview:
-        only = _only_buffer(type(message))
+        type_: type = type(message)
+        only = _only_buffer(type_)
         data = message if only is None else getattr(message, only[0])
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"expected bytes, got {type(data).__name__}")
@@ -119,11 +122,15 @@ class _Pickle:
         return None
 
     def encode(self, message: Any, /) -> bytes:
+        return b"".join(self.parts(message))
+
+    def parts(self, message: Any, /) -> list[bytes | memoryview]:
+        """The payload, in parts that stand one behind the other: its buffers are those of the message."""
         file = io.BytesIO()
         pickler = _MessagePickler(file, type(message))
         pickler.dump(message)
         if not pickler.buffers:
-            return file.getvalue()
+            return [file.getvalue()]
         parts = [file.getbuffer(), *(buffer.raw() for buffer in pickler.buffers)]
         sizes = [part.nbytes for part in parts]
         laid: list[bytes | memoryview] = [_BESIDE.pack(0, len(pickler.buffers)), struct.pack(f"<{len(sizes)}Q", *sizes)]
@@ -131,7 +138,7 @@ class _Pickle:
         for part in parts:
             laid += [bytes(-at % _ALIGNED), part]
             at += -at % _ALIGNED + part.nbytes
-        return b"".join(laid)
+        return laid
 
     def decode(self, data: memoryview, type_: type, /) -> Any:
         if not data or data[0]:
@@ -153,11 +160,21 @@ BUILT_IN = (JSON, RAW, PICKLE)
 RESERVED = frozenset({"msgpack", *(codec.name for codec in BUILT_IN)})
 """Names that only the codecs here may have; `msgpack` is that of messages without a codec."""
 
+
+def encode_parts(codec: Codec, message: Any) -> Sequence[bytes | bytearray | memoryview]:
+    """What the codec makes of a message, copied as little as it can be."""
+    return codec.parts(message) if isinstance(codec, _Pickle) else (codec.encode(message),)
+
+
 _BUFFERS = (bytes, memoryview)
 _THE_CLASS = "class"
 _BESIDE = struct.Struct("<II")
 _ALIGNED = 64
 _LEAST_BUFFER = 4096  # bytes; smaller ones are in the pickle
+
+
+_by_name: dict[int, Any] = {}  # by id, classes and functions that are pickled by name
+_MOST_BY_NAME = 1024
 
 
 class _MessagePickler(Pickler):
@@ -176,6 +193,17 @@ class _MessagePickler(Pickler):
             self.buffers.append(buffer)
         return small
 
+    def reducer_override(self, obj: Any) -> Any:
+        """cloudpickle looks up by name, each time, every class and function that a message refers to."""
+        if id(obj) in _by_name:
+            return NotImplemented
+        reduced = super().reducer_override(obj)
+        if reduced is NotImplemented and isinstance(obj, (type, FunctionType)):
+            if len(_by_name) >= _MOST_BY_NAME:
+                _by_name.clear()
+            _by_name[id(obj)] = obj
+        return reduced
+
     def persistent_id(self, obj: Any) -> str | None:
         return _THE_CLASS if obj is self._type else None
 
@@ -191,6 +219,7 @@ class _MessageUnpickler(pickle.Unpickler):
         return self._type
 
 
+@functools.lru_cache(maxsize=256)
 def _only_buffer(type_: type) -> tuple[str, type] | None:
     """The name and the type of the one field that a struct class has, if it is bytes or a view of some."""
     if not issubclass(type_, msgspec.Struct) or len(type_.__struct_fields__) != 1:

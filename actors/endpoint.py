@@ -40,7 +40,15 @@ class Endpoint:
     """The links of one worker over its journal (None at level `memory`). Used by one thread at a time."""
 
     def __init__(
-        self, me: str, names: Sequence[str], block: Block, *, level: str, outbox_limit: int, memory_limit: int
+        self,
+        me: str,
+        names: Sequence[str],
+        block: Block,
+        *,
+        level: str,
+        outbox_limit: int,
+        memory_limit: int,
+        claims_limit: int | None = None,
     ) -> None:
         self.level = level
         self.links = [Link(index, name, memory_limit) for index, name in enumerate(names)]
@@ -52,7 +60,7 @@ class Endpoint:
         self.dead: list[DeadLetter] = []  # every dead letter that is kept
         self.dead_peers = list(names)  # who sent them, by their `peer`; also those that the topology no longer has
         self.epoch = 0
-        self.overload = Overload(block, outbox_limit)
+        self.overload = Overload(block, outbox_limit, claims_limit)
         self.claims = Claims(me)  # where large messages lie; whoever opens the journal puts the real one here
         self.rows: set[int] = set()  # the routes whose runs are rows
         self.places = Places()
@@ -481,13 +489,13 @@ class Endpoint:
     def _weigh(self) -> None:
         """What waits for the receivers has changed."""
         self._changed = False
-        backlog = self.me.outbound.backlog_bytes + self.claims.held  # those count until they are free
+        backlog, held = self.me.outbound.backlog_bytes, self.claims.held  # claims count until they are free
         for link in self._behind:
             backlog += link.outbound.backlog_bytes
-        self.cells[Field.OUTBOX_BYTES] = backlog
+        self.cells[Field.OUTBOX_BYTES] = backlog + held
         if self.journal is None:
             self.cells[Field.AT_RISK] = self._at_risk()
-        self.overload.weigh(backlog)
+        self.overload.weigh(backlog, held)
 
     def _ask_resend(self, link: Link) -> None:
         """A gap. Rings that are kept have none, so this is an alarm as well."""

@@ -27,7 +27,7 @@ from actors.replies import read_answer, read_failure, read_outcome, request_of, 
 from actors.system_errors import AskTimeout, CommandTimeout, SendTimeout, SystemClosed, UnknownHandler
 from actors.tickets import Large
 from bus import Field
-from persist import JournalFull
+from persist import JournalFull, Outbound
 
 IDLE_WAIT = 0.25  # seconds; every wait is bounded
 ROOM_WAIT = 0.05
@@ -133,7 +133,7 @@ class Gateway:
             flags |= FLAG_CLAIM
         with self._room:
             self._check_open()
-            while outbound.backlog_bytes + self._endpoint.claims.held > self._plan.limits.outbox_limit_bytes:
+            while self._is_full(outbound):
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise SendTimeout(*place, timeout or 0.0, outbound.backlog_bytes + self._endpoint.claims.held)
@@ -155,6 +155,12 @@ class Gateway:
                 self._asked[key] = (future, reply)
             return key, future
 
+    def _is_full(self, outbound: Outbound) -> bool:
+        limits = self._plan.limits
+        return (
+            outbound.backlog_bytes > limits.outbox_limit_bytes or self._endpoint.claims.held > limits.claims_limit_bytes
+        )
+
     def _route(self, handler: str, message: object) -> Route:
         route = self._plan.entry(handler, type(message))
         if route is None:
@@ -170,7 +176,7 @@ class Gateway:
         if codec is None:
             codec = self._codecs[type(message)] = run_codec(self._plan, type(message))
         encoded = codec.encode_alone(message, self._plan.limits.max_message_bytes, self._plan.largest_claim)
-        return encoded if isinstance(encoded, Large) else codec.join([encoded])
+        return encoded.copied() if isinstance(encoded, Large) else codec.join([encoded])
 
     def _check_open(self) -> None:
         if self._failure is not None:

@@ -19,7 +19,7 @@ from actors.plan import Route
 from actors.tickets import ALONE, Large
 from bus import RING_IMPLEMENTATION, Packer, Sender
 
-HEAVY_BYTES = 1 << 20
+HEAVY_BYTES = 4 << 20
 ROW_BYTES = 1 << 16  # of rows
 
 
@@ -146,7 +146,10 @@ class _Run(NamedTuple):
 
 
 class Outgoing:
-    """The buffered sends of one worker. `local` holds what this worker's own handlers still have to handle."""
+    """The buffered sends of one worker. `local` holds what this worker's own handlers still have to handle.
+
+    `lay` takes a large message, as it is when it is sent, out of the hands of who sent it.
+    """
 
     def __init__(
         self,
@@ -158,6 +161,7 @@ class Outgoing:
     ) -> None:
         self.local: deque[LocalSend] = deque()
         self.packs = packs
+        self.lay: Callable[[Large], Large] = Large.copied
         self._max_message = max_message_bytes
         self._max_claim = max_claim_bytes  # what is over max_message_bytes gets a claim, up to this
         self._max_run = max_run_bytes
@@ -196,6 +200,7 @@ class Outgoing:
                 error.blame(lane.source)
                 raise
             if isinstance(body, Large):
+                body = self.lay(body) if lane.peers else body.copied()
                 self._large += body.size
                 lane.large = not codec.late
             return message if codec.late else body
@@ -284,7 +289,7 @@ class Outgoing:
                 else:
                     for count, piece in codec.split_run(part, limit, max(self._max_message, self._max_claim)):
                         if len(piece) - len(ALONE) > self._max_message:
-                            large = Large("", memoryview(piece)[len(ALONE) :])
+                            large = Large("", (memoryview(piece)[len(ALONE) :],))
                             yield EncodedRun(lane.route, 1, FLAG_CLAIM, peers, large)
                         else:
                             yield EncodedRun(lane.route, count, 0, peers, piece)

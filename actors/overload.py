@@ -1,5 +1,7 @@
 """Backpressure: whether a worker, or another one of its component, has more waiting for its receivers than it may.
 
+What lies in claims has a limit of its own: it is large, and none of it is in the worker's own memory.
+
 An edge inside a component is never paused; what enters a component from outside, and sources, are while the outbox of
 any worker of the component is over its limit. The workers of a component tell each other by their cells.
 """
@@ -14,12 +16,13 @@ MULTIPLYING = 16  # times the limit: an outbox in a cycle that is this long whil
 
 
 class Overload:
-    """Of one worker, whose status block is `block`. `limit` in bytes."""
+    """Of one worker, whose status block is `block`. Limits in bytes; that of claims is the same where there is none."""
 
-    def __init__(self, block: Block, limit: int) -> None:
+    def __init__(self, block: Block, limit: int, claims_limit: int | None = None) -> None:
         self.paused = False  # it, or another worker of its component, is over its limit
         self._cells = block.cells
         self._limit = limit
+        self._claims_limit = limit if claims_limit is None else claims_limit
         self._over = False
         self._others: list[memoryview] = []  # cells of the other workers of the component
 
@@ -32,17 +35,18 @@ class Overload:
         would wait."""
         self._cells[Field.OVER_LIMIT] = self._cells[Field.MULTIPLYING] = 0
 
-    def weigh(self, backlog: int) -> None:
-        """Tell the component whether so many bytes are over the limit; under again only when half of it is gone."""
-        cells, limit = self._cells, self._limit
+    def weigh(self, backlog: int, held: int = 0) -> None:
+        """Tell the component whether so many bytes, or so many in claims, are over their limit; under again only when
+        half of it is gone."""
+        cells, limit, most = self._cells, self._limit, self._claims_limit
         if self._over:
-            if backlog <= limit // 2:
+            if backlog <= limit // 2 and held <= most // 2:
                 self._over = False
                 cells[Field.OVER_LIMIT] = cells[Field.MULTIPLYING] = 0
-            elif backlog > limit * MULTIPLYING and self._others:
+            elif (backlog > limit * MULTIPLYING or held > most * MULTIPLYING) and self._others:
                 # In a cycle, nothing enters from outside, and still it grows: the cycle multiplies its own messages.
                 cells[Field.MULTIPLYING] = 1
-        elif backlog > limit:
+        elif backlog > limit or held > most:
             self._over = True
             cells[Field.OVER_LIMIT] = 1
 

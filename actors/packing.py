@@ -26,7 +26,10 @@ PLAIN = {
     inspect.FloatType: float,
     inspect.StrType: str,
     inspect.BytesType: bytes,
+    inspect.ByteArrayType: bytearray,
+    inspect.MemoryViewType: memoryview,
 }
+CHANGING = {bytearray, memoryview}  # or what they show can
 KINDS = {
     type(None): Kind.NONE,
     bool: Kind.BOOL,
@@ -54,7 +57,7 @@ def packing(type_: type[msgspec.Struct]) -> Packing | None:
     packed = []
     for field in fields(type_):
         descriptor, types = getattr(type_, field.name, None), plain_types(field.type)
-        if types is None or not isinstance(descriptor, MemberDescriptorType):
+        if types is None or not CHANGING.isdisjoint(types) or not isinstance(descriptor, MemberDescriptorType):
             return None
         packed.append((descriptor, *_values(types)))
     tag = [] if config.tag is None else [config.tag]

@@ -41,6 +41,7 @@ class Limits:
     max_claim_bytes: int
     max_attempts: int
     outbox_limit_bytes: int
+    claims_limit_bytes: int
     batch: int
     max_restarts: int
     restart_period: float

@@ -39,7 +39,8 @@ class SendTimeout(RingleaderError):
     def __str__(self) -> str:
         return (
             f"{self.type} for {self.handler!r} was not sent: {self.backlog} bytes wait before it, and there was no "
-            f"room within {self.timeout} s; send slower, or raise outbox_limit_bytes"
+            f"room within {self.timeout} s; send slower, or raise outbox_limit_bytes (for large messages, "
+            "claims_limit_bytes)"
         )
 
 

@@ -24,14 +24,27 @@ ALONE = b"\x91"  # how the run of one message begins
 
 
 class Large(NamedTuple):
-    """A message that waits for its claim: what `codec` has made of it."""
+    """A message that waits for its claim: what `codec` has made of it, in `parts` that stand one behind the other.
+
+    Each is contiguous, of bytes. `claim`: the number of the one that it has been written to already.
+    """
 
     codec: str
-    data: bytes | memoryview
+    parts: tuple[bytes | memoryview, ...]
+    claim: int = 0
 
     @property
     def size(self) -> int:
-        return self.data.nbytes if isinstance(self.data, memoryview) else len(self.data)
+        return sum(map(len, self.parts))
+
+    def whole(self) -> bytes | memoryview:
+        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+
+    def copied(self) -> Large:
+        """The same, but for what can change: that is copied."""
+        if all(map(_is_fixed, self.parts)):
+            return self
+        return self._replace(parts=(b"".join(self.parts),))
 
 
 class Ticket(NamedTuple):
@@ -44,6 +57,10 @@ class Ticket(NamedTuple):
 
     def element(self) -> bytes:
         return msgspec.msgpack.encode(msgspec.msgpack.Ext(EXT, msgspec.msgpack.encode(tuple(self))))
+
+
+def _is_fixed(part: bytes | memoryview) -> bool:
+    return isinstance(part, bytes) or (part.readonly and isinstance(part.obj, bytes))
 
 
 def ticket_in(encoded: bytes | memoryview) -> Ticket | None:

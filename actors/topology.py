@@ -65,6 +65,7 @@ class Topology:
                         that its sender writes and its receivers map; 0: nothing does
     max_attempts        how often a message may fail or kill its worker before it becomes a dead letter
     outbox_limit_bytes  how much a worker may have waiting for its receivers before its sources are paused
+    claims_limit_bytes  and how much that is not consumed may lie in its claims
     batch               most messages in one transaction
     max_restarts        when workers, all together, are restarted more often than this within restart_period seconds,
                         the supervisor gives up and the system ends
@@ -92,6 +93,7 @@ class Topology:
         max_claim_bytes: int = 1 << 30,
         max_attempts: int = 3,
         outbox_limit_bytes: int = 4 << 20,
+        claims_limit_bytes: int = 16 << 20,
         batch: int = 2048,
         max_restarts: int = 10,
         restart_period: float = 60.0,
@@ -113,6 +115,7 @@ class Topology:
             "max_claim_bytes": max_claim_bytes,
             "max_attempts": max_attempts,
             "outbox_limit_bytes": outbox_limit_bytes,
+            "claims_limit_bytes": claims_limit_bytes,
             "batch": batch,
             "max_restarts": max_restarts,
             "restart_period": restart_period,

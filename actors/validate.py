@@ -55,6 +55,7 @@ _NUMBERS: Mapping[str, tuple[type, int]] = {
     "max_claim_bytes": (int, 0),
     "max_attempts": (int, 1),
     "outbox_limit_bytes": (int, 1),
+    "claims_limit_bytes": (int, 1),
     "batch": (int, 1),
     "max_restarts": (int, 0),
     "restart_period": (float, 0),

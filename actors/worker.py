@@ -305,6 +305,7 @@ def make_endpoint(plan: Plan, me: str, block: Block) -> Endpoint:
         block,
         level=plan.level,
         outbox_limit=plan.limits.outbox_limit_bytes,
+        claims_limit=plan.limits.claims_limit_bytes,
         memory_limit=plan.limits.outbox_limit_bytes if plan.level != "memory" else sys.maxsize,
     )
 
@@ -344,6 +345,7 @@ def assemble(
     limits = plan.limits
     run_bytes = min(RUN_BYTES, limits.max_message_bytes, max_record(limits.ring_bytes) - RUN.size)
     outgoing = Outgoing(limits.max_message_bytes, run_bytes, plan.largest_claim)
+    outgoing.lay = endpoint.claims.lay
     peers = {link.name: link.index for link in endpoint.links}
     codecs: dict[type, RunCodec] = {}
     record = max_record(limits.ring_bytes) - RUN.size

@@ -23,7 +23,7 @@ PURE = {
     "persist": {"errors", "format", "history_errors", "link", "names", "recovery", "retention"},
     "persist.ilm": {"backend", "errors", "flight", "identity", "message", "options", "session", "transport", "wire"},
     "actors": {
-        "annotations", "attempts", "codec", "codec_runs", "codecs", "components", "control_progress",
+        "annotations", "attempts", "beside", "codec", "codec_runs", "codecs", "components", "control_progress",
         "control_protocol", "control_view", "declaration", "errors", "exits", "fingerprint", "fixed", "fixed_runs",
         "handler", "handler_policy", "hang", "layout", "letter_commands", "log_record", "message", "naming",
         "outgoing", "packing", "pause_request", "plan", "process_options", "reasons", "replies", "reserving", "restart",

@@ -280,6 +280,7 @@ def test_a_level_that_there_is_not_is_told_with_the_one_that_was_meant():
         ("batch", -1, "1 or more"),
         ("batch", True, "whole number"),
         ("outbox_limit_bytes", "4M", "whole number"),
+        ("claims_limit_bytes", 0, "1 or more"),
         ("max_restarts", -1, "0 or more"),
         ("restart_period", float("nan"), "number of seconds"),
         ("backoff_first", -1.0, "0 or more"),

@@ -15,6 +15,7 @@ MODULES = (
     "fixed_rows",
     "shapes",
     "stages",
+    "payload_forms",
     "payloads",
     "commits",
     "actor_peers",

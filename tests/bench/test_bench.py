@@ -31,7 +31,8 @@ LEFT_OUT = (
     "Ray", "Redis", "NATS", "raw, 1 KiB", "payload, 1 KiB", "16 KiB", "64 KiB", "256 KiB", "payload, 64 B/power",
     "1 MiB/multiprocessing", "batches of 8", "batches of 64", " 8 at once", "/8 at once", "64 at once", "512 at once",
     "4096 at once", "process/2 workers", "3 workers", "6 workers", "process/8 workers", "memory, batch handler",
-    "power, batch handler", "hot/handlers, memory", "cold/handlers, memory", "cold/pyzmq", "cold/multiprocessing", "cold/ring, codec",
+    "power, batch handler", "hot/handlers, memory", "cold/handlers, memory", "cold/pyzmq", "cold/multiprocessing",
+    "cold/ring, codec",
     "B each/journal", "B each/SQLite", "256 at once/memory", "256 at once/journal", "there and back/memory",
 )  # fmt: skip
 

@@ -30,7 +30,7 @@ ROWS = (
 )  # fmt: skip
 CLAIMS_IN_MEMORY = ("claim-filled", "claim-reused", "claim-let-go", "claim-looked-at")
 SYSTEMS: Mapping[str, Callable[[str], bool]] = {  # in which the points are tried
-    "memory": lambda point: point in {*IN_PLACE, *ROWS, *CLAIMS_IN_MEMORY, "claims-recovered"},
+    "memory": lambda point: point in {*IN_PLACE, *ROWS, *CLAIMS_IN_MEMORY, "claims-recovered", "claim-laid"},
     "power": lambda point: point in ROWS,
     "whole": lambda point: point not in {*IN_PLACE, *ROWS, *CLAIMS_IN_MEMORY},
 }
@@ -56,8 +56,8 @@ WAYS = {
     **dict.fromkeys(("dead-letter-made", "dead-letter-buried", "claim-kept", "claim-linked"), Way(WORKER, "poison", 2)),
     **dict.fromkeys(
         (
-            "claim-made", "claim-created", "claim-written", "claim-synced", "claim-redeemed", "claim-freeing",
-            "claim-freed", *CLAIMS_IN_MEMORY,
+            "claim-laid", "claim-made", "claim-created", "claim-written", "claim-synced", "claim-redeemed",
+            "claim-freeing", "claim-freed", *CLAIMS_IN_MEMORY,
         ),
         Way(most=8),
     ),

@@ -142,6 +142,7 @@ def topology(directory: Path) -> Topology:
         ring_bytes=1 << 13,
         max_message_bytes=1 << 11,
         outbox_limit_bytes=1 << 13,
+        claims_limit_bytes=1 << 13,
         max_attempts=ATTEMPTS,
         max_restarts=10**9,
         backoff_first=0.001,
