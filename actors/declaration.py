@@ -22,6 +22,7 @@ class DeclaredRoute:
     types: tuple[Any, ...]
     targets: tuple[Any, ...]
     where: str
+    ring_bytes: Any = None  # None: it does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class DeclaredExternal:
     handler: Any
     types: tuple[Any, ...]  # none: all it handles
     where: str
+    ring_bytes: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Declaration:
     codecs: list[DeclaredCodec] = field(default_factory=list)
     strategy: Any = "one_for_one"  # of the root
     preload: Any = ()  # modules
+    strict_message: bool = False  # max_message_bytes was given: every ring has to hold such a message
     descriptions: dict[type, HandlerDescription] = field(default_factory=dict)
 
     def describe(self, cls: type[Handler]) -> HandlerDescription:

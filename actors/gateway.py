@@ -22,7 +22,7 @@ from actors.errors import RingleaderError
 from actors.housekeeping import Housekeeping
 from actors.links import Arrival
 from actors.outgoing import EncodedRun
-from actors.plan import Plan, Route
+from actors.plan import GATEWAY, Plan, Route
 from actors.replies import read_answer, read_failure, read_outcome, request_of, type_key
 from actors.system_errors import AskTimeout, CommandTimeout, SendTimeout, SystemClosed, UnknownHandler
 from actors.tickets import Large
@@ -111,9 +111,10 @@ class Gateway:
         self, handler: str, message: object, timeout: float | None, flags: int, reply: type | None
     ) -> tuple[tuple[int, int], Future[Any]]:
         route = self._route(handler, message)
-        body = self._encode(message)
+        worker = self._plan.worker_of(handler)
+        body = self._encode(message, worker)
         place = (handler, type(message).__name__)
-        return self._put(route.id, self._plan.worker_of(handler), body, place, timeout, flags, reply)
+        return self._put(route.id, worker, body, place, timeout, flags, reply)
 
     def _put(
         self,
@@ -171,11 +172,11 @@ class Gateway:
             raise UnknownHandler(handler, type(message).__name__, takes, known)
         return route
 
-    def _encode(self, message: Any) -> bytes | Large:
+    def _encode(self, message: Any, worker: str) -> bytes | Large:
         codec = self._codecs.get(type(message))
         if codec is None:
             codec = self._codecs[type(message)] = run_codec(self._plan, type(message))
-        encoded = codec.encode_alone(message, self._plan.limits.max_message_bytes, self._plan.largest_claim)
+        encoded = codec.encode_alone(message, self._plan.in_ring(GATEWAY, (worker,)), self._plan.largest_claim)
         return encoded.copied() if isinstance(encoded, Large) else codec.join([encoded])
 
     def _check_open(self) -> None:

@@ -40,6 +40,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[str, str] = {}  # worker -> the groups it is in, the outermost first, with slashes between them
     peers: tuple[str, ...] = ()  # in the order of their indexes
     edges: tuple[EdgeIdentity, ...] = ()
+    rings: dict[str, int] = {}  # edge, as "sender>receiver" -> the size of its ring; also of one that is gone, as long
+    # as something sent by it is pending
     users: dict[str, tuple[int, ...]] = {}  # worker -> the user its journal belongs to, where that is another one
 
     def alive(self) -> bool:

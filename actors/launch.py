@@ -17,7 +17,7 @@ from actors.events import Observer
 from actors.exits import ExitStatus
 from actors.rundir import AlreadyRunning, RunDirectoryError, default_home
 from actors.system import READY_TIMEOUT, System
-from actors.system_errors import StartFailed, TopologyChanged
+from actors.system_errors import RingsDoNotFit, StartFailed, TopologyChanged
 from actors.systemd import Notifier
 from bus import SharedMemoryFull
 from persist import (
@@ -34,6 +34,16 @@ from persist import (
 if TYPE_CHECKING:
     from actors.topology import Topology
 
+REFUSALS = (
+    RingsDoNotFit,
+    SharedMemoryFull,
+    AlreadyRunning,
+    TopologyChanged,
+    RunDirectoryError,
+    PersistError,
+    OSError,
+)
+
 
 def prepare(topology: Topology, observer: Observer | None = None, beat: Callable[[], None] | None = None) -> System:
     """Checks the topology and takes what a system needs, without starting it. Raises TopologyError, StartFailed."""
@@ -41,7 +51,7 @@ def prepare(topology: Topology, observer: Observer | None = None, beat: Callable
     directory = Path(topology.directory) if topology.directory is not None else default_home() / plan.name
     try:
         return System(plan, directory, observer, beat)
-    except (SharedMemoryFull, AlreadyRunning, TopologyChanged, RunDirectoryError, PersistError, OSError) as error:
+    except REFUSALS as error:
         status, reason = _status_of(error), str(error)
         if status is ExitStatus.DAMAGED:
             reason += f"; `ringleader journal verify {directory}` tells more, `ringleader journal repair` can mend it"
@@ -137,7 +147,7 @@ def _say(text: str) -> None:
 
 def _status_of(error: Exception) -> ExitStatus:
     match error:
-        case SharedMemoryFull() | JournalFull():
+        case RingsDoNotFit() | SharedMemoryFull() | JournalFull():
             return ExitStatus.NO_SPACE
         case AlreadyRunning() | JournalLocked():
             return ExitStatus.HELD

@@ -10,7 +10,7 @@ Nothing here has a sequence number: a send that is refused has used none.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from actors.codec import FLAG_CLAIM, RunCodec
@@ -19,6 +19,7 @@ from actors.plan import Route
 from actors.tickets import ALONE, Large
 from bus import RING_IMPLEMENTATION, Packer, Sender
 
+EVERYWHERE: Mapping[int, int] = {}
 HEAVY_BYTES = 4 << 20
 ROW_BYTES = 1 << 16  # of rows
 
@@ -156,6 +157,7 @@ class Outgoing:
         max_message_bytes: int,
         max_run_bytes: int,
         max_claim_bytes: int = 0,
+        in_ring: Mapping[int, int] = EVERYWHERE,
         *,
         packs: bool = RING_IMPLEMENTATION == "c",
     ) -> None:
@@ -163,6 +165,7 @@ class Outgoing:
         self.packs = packs
         self.lay: Callable[[Large], Large] = Large.copied
         self._max_message = max_message_bytes
+        self._in_ring = in_ring  # peers whose rings hold less than max_message_bytes, and the largest message they do
         self._max_claim = max_claim_bytes  # what is over max_message_bytes gets a claim, up to this
         self._max_run = max_run_bytes
         self._large = 0  # bytes that wait for their claims
@@ -183,7 +186,8 @@ class Outgoing:
     def packer(self, lane: Lane, refused: Put) -> Packer:
         codec = lane.codec
         assert codec.packing is not None
-        return Packer(codec.type, *codec.packing, self._max_run, self._max_message, refused)
+        in_ring = self._limit(lane.peers)
+        return Packer(codec.type, *codec.packing, min(self._max_run, in_ring), in_ring, refused)
 
     def preparer(self, lane: Lane) -> Callable[[Any], Any]:
         """What `send` makes of a message at once: nothing, its checked self, or its encoding.
@@ -191,11 +195,11 @@ class Outgoing:
         A message to a handler of the same worker is held to the same rules as one that travels, so that it does not
         matter to a program which worker hosts what.
         """
-        codec = lane.codec
+        codec, in_ring = lane.codec, self._limit(lane.peers)
 
         def blamed(message: Any) -> Any:
             try:
-                body = codec.encode_alone(message, self._max_message, self._max_claim)
+                body = codec.encode_alone(message, in_ring, self._max_claim)
             except SenderError as error:
                 error.blame(lane.source)
                 raise
@@ -206,6 +210,10 @@ class Outgoing:
             return message if codec.late else body
 
         return blamed if lane.local or not codec.late else lambda message: message
+
+    def _limit(self, peers: tuple[int, ...]) -> int:
+        """The largest message that goes through the rings to all of these."""
+        return min([self._max_message, *(self._in_ring[peer] for peer in peers if peer in self._in_ring)])
 
     def open(self, lane: Lane, pieces: list[Any] | None = None) -> None:
         """A run of this lane, which begins with the pieces that its packer makes."""
@@ -273,7 +281,8 @@ class Outgoing:
 
         By the size of earlier messages, so that as a rule nothing is encoded twice.
         """
-        codec, limit = lane.codec, self._max_run
+        in_ring = self._limit(peers) if self._in_ring else self._max_message
+        codec, limit = lane.codec, self._max_run if self._max_run < in_ring else in_ring
         step = int(limit / lane.mean) if lane.mean else len(messages)
         at = 0
         try:
@@ -287,8 +296,8 @@ class Outgoing:
                 if len(body) <= limit:
                     yield EncodedRun(lane.route, len(part), 0, peers, body)
                 else:
-                    for count, piece in codec.split_run(part, limit, max(self._max_message, self._max_claim)):
-                        if len(piece) - len(ALONE) > self._max_message:
+                    for count, piece in codec.split_run(part, limit, max(in_ring, self._max_claim)):
+                        if len(piece) - len(ALONE) > in_ring:
                             large = Large("", (memoryview(piece)[len(ALONE) :],))
                             yield EncodedRun(lane.route, 1, FLAG_CLAIM, peers, large)
                         else:

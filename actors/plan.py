@@ -16,8 +16,8 @@ Pure and immutable. Pickling a plan, by whatever pickler, ships by value the cla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from actors.handler import HandlerDescription, HandlerSpec
 from actors.handler_policy import HandlerPolicy
 from actors.process_options import ProcessOptions
 from actors.restart import ChildSpec, Restart, Strategy
+from actors.ring_sizes import DEFAULT_RING, largest_message
 
 GATEWAY = "gateway"
 REPLY = "#reply"
@@ -36,7 +37,6 @@ REPLY = "#reply"
 class Limits:
     """The numbers of a topology; see Topology for what each one means."""
 
-    ring_bytes: int
     max_message_bytes: int
     max_claim_bytes: int
     max_attempts: int
@@ -91,6 +91,8 @@ class Edge:
     source: str  # a worker, or GATEWAY
     target: str
     inside: bool  # both ends lie on a common cycle: never paused
+    ring_bytes: int = DEFAULT_RING
+    least_ring: int = DEFAULT_RING  # what its ring may be made smaller to where room is short; `ring_bytes`: never
 
     @property
     def name(self) -> str:
@@ -197,6 +199,15 @@ class Plan:
 
     def outbound(self, peer: str) -> tuple[Edge, ...]:
         return tuple(edge for edge in self.edges if edge.source == peer)
+
+    def with_rings(self, sizes: Mapping[str, int]) -> Plan:
+        """The same with rings of these sizes, by the names of their edges."""
+        return replace(self, edges=tuple(replace(edge, ring_bytes=sizes[edge.name]) for edge in self.edges))
+
+    def in_ring(self, source: str, targets: Iterable[str]) -> int:
+        """The largest message that goes from one peer to all of these through their rings."""
+        edges = [edge for target in targets if (edge := self.edge(source, target)) is not None]
+        return min([self.limits.max_message_bytes, *(largest_message(edge.ring_bytes) for edge in edges)])
 
     def route_for(self, source: str, message: type) -> Route | None:
         """Where a handler's messages of this class go; None if the topology does not say."""

@@ -20,11 +20,13 @@ from actors.handing_over import hand_over_journals, users_of
 from actors.identity import EdgeIdentity, Identity, new_identity, stale_prefix
 from actors.plan import Plan
 from actors.resume import Names
+from actors.ring_sizes import DEFAULT_RING, fitted
+from actors.room import room
 from actors.rundir import RunDirectory
 from actors.takeover import Move, carry, moves
 from actors.user_account import Account
 from actors.wiring import board_name, ring_name
-from bus import Board, Field, LayoutError, Segment, SegmentMissing
+from bus import Board, Field, LayoutError, Segment, SegmentMissing, board_size
 from bus.segment import remove_stale
 from persist import Journal, Recovered, Snapshot, read
 
@@ -55,7 +57,8 @@ def take_over(
         remove_stale(stale_prefix(old))
         # failpoint: stale-removed
     hand_over_journals(directory, plan, old, accounts)
-    _adopt(directory, plan, old)
+    kept = kept_rings(old, _adopt(directory, plan, old))
+    sizes = fitted(plan.edges, board_size(plan.peers), room(), kept)
     session = secrets.token_hex(4)
     if old is not None and old.session and (ending is None or ending.status != ExitStatus.OK):
         session = old.session
@@ -71,6 +74,7 @@ def take_over(
         groups=plan.paths,
         peers=plan.peers,
         edges=tuple(EdgeIdentity(e.source, e.target, ring_name(identity.run_id, e)) for e in plan.edges),
+        rings=kept | sizes,
         users=users_of(accounts),
     )
     # Before the first segment exists: whoever comes after a crash finds its name.
@@ -95,8 +99,22 @@ def _in_progress(old: Identity, plan: Plan) -> Suspects:
     return found
 
 
-def _adopt(directory: RunDirectory, plan: Plan, old: Identity | None) -> None:
-    """Carries the state of handlers that moved. Before the new identity is written: a crash only repeats it."""
+def kept_rings(old: Identity | None, journals: Mapping[str, Recovered]) -> dict[str, int]:
+    """The rings of the last run, by the names of their edges, through which a sender may have to send something again:
+    what it does not know to be consumed. By the journals, and by what the last run had itself kept."""
+    before = old.rings if old is not None else {}
+    pending = [
+        f"{sender}>{receiver}"
+        for sender, left in journals.items()
+        for receiver, assigned in left.assigned.items()
+        if sender != receiver and assigned > left.acked.get(receiver, 0)
+    ]
+    return {name: before.get(name, DEFAULT_RING) for name in pending}
+
+
+def _adopt(directory: RunDirectory, plan: Plan, old: Identity | None) -> dict[str, Recovered]:
+    """Carries the state of handlers that moved; returns what was in the journals. Before the new identity is written: a
+    crash only repeats it."""
     found = {name: read(directory.journal(name)) for name in directory.journals()}
     for move in moves(plan, found, old.handlers if old is not None else {}):
 
@@ -107,3 +125,4 @@ def _adopt(directory: RunDirectory, plan: Plan, old: Identity | None) -> None:
 
         journal = directory.journal(move.target)
         Journal.open(journal, epoch=0, level=plan.level, make_snapshot=first)[0].close()
+    return found

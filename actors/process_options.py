@@ -19,6 +19,8 @@ class ProcessOptions:
     user          the name or number of the user that it runs as. Another one than the user who starts the system: only
                   root may do that. No code of its handlers ever runs as root then, not even their import
     group         the name or number of its group, where that is not the user's own
+    ring_bytes    the size of every ring into it, the one from the world outside too, a power of two; None: as the
+                  topology has it. What a route says of its own rings comes before that
     """
 
     memory_bytes: int | None = None
@@ -29,3 +31,4 @@ class ProcessOptions:
     cwd: str | None = None
     user: str | int | None = None
     group: str | int | None = None
+    ring_bytes: int | None = None

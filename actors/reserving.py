@@ -42,18 +42,17 @@ class InPlace(Protocol):
 
 
 class Reserver:
-    """Of one worker. `in_place(peer, size)`: room in the ring to this peer, if there is some; `record`: the longest
-    body of a run; `piece`: of those into which a longer one is cut."""
+    """Of one worker. `in_place(peer, size)`: room in the ring to this peer, if there is some; `records`: the longest
+    body of a run, by peer."""
 
     def __init__(
         self,
         outgoing: Outgoing,
         views: Views,
         in_place: Callable[[int, int], InPlace | None],
-        record: int,
-        piece: int,
+        records: Mapping[int, int],
     ) -> None:
-        self.outgoing, self.views, self.in_place, self.record, self.piece = outgoing, views, in_place, record, piece
+        self.outgoing, self.views, self.in_place, self.records = outgoing, views, in_place, records
 
     def of(self, handler: str, lanes: Mapping[type, Lane]) -> Callable[..., Reservation]:
         """The `reserve` of one handler."""
@@ -140,10 +139,11 @@ class Reservation:
 
     def _runs(self) -> list[Any]:
         codec, peers, body = self._codec, self._lane.peers, self._buffer
-        if len(body) <= self._reserver.record:
+        record = min(self._reserver.records[peer] for peer in peers)
+        if len(body) <= record:
             return [(self._count, 0, peers, body)]
         size = codec.layout.size
-        most = max(1, (self._reserver.piece - FINGERPRINT) // size)
+        most = max(1, (record // 2 - FINGERPRINT) // size)
         rows = memoryview(body)[FINGERPRINT:]
         return [
             (min(most, self._count - at), 0, peers, b"".join((codec.fingerprint, rows[at * size : (at + most) * size])))

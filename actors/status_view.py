@@ -199,6 +199,7 @@ def _edge_table(edges: list[EdgeStatus]) -> Table:
         ">backlog",
         ">bytes",
         ">in ring",
+        ">of",
         ">fill %",
         ">outbox",
         ">oldest",
@@ -206,8 +207,8 @@ def _edge_table(edges: list[EdgeStatus]) -> Table:
     for edge in edges:
         table.add_row(
             *_texts(f"{edge.source} -> {edge.target}", edge.backlog_messages, size(edge.backlog_bytes)),
-            *_texts(size(edge.ring_used_bytes), f"{edge.ring_fill_percent:.0f}", size(edge.outbox_bytes)),
-            *_texts(_since(edge.oldest_age_seconds)),
+            *_texts(size(edge.ring_used_bytes), size(edge.ring_capacity_bytes), f"{edge.ring_fill_percent:.0f}"),
+            *_texts(size(edge.outbox_bytes), _since(edge.oldest_age_seconds)),
         )
     return table
 

@@ -86,6 +86,7 @@ class System:
                 start_forkserver((*PRELOAD, *plan.preload))  # it imports while the rest is made
             taken = take_over(self._directory, plan, self._users)
             self._identity, self._session, self._left_suspects = taken
+            plan = self.plan = plan.with_rings(self._identity.rings)
             self._segments = create_segments(plan, self._identity.run_id)
             # failpoint: segments-created
             self._board = attach_board(self._identity.run_id, self._wires)

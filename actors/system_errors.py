@@ -18,6 +18,25 @@ class StartFailed(RingleaderError):
         return f"system {self.system!r} did not start (status {self.status}): {self.reason}"
 
 
+class RingsDoNotFit(RingleaderError):
+    """The rings of a system need more than there is; nothing was started. `kind` of the limit: `shared` memory that is
+    free, or all `memory` that this machine, or this container, has."""
+
+    def __init__(self, needed: int, limit: int, kind: str, rings: int, largest: str, largest_bytes: int) -> None:
+        super().__init__(needed, limit, kind, rings, largest, largest_bytes)
+        self.needed, self.limit, self.kind, self.rings = needed, limit, kind, rings
+        self.largest, self.largest_bytes = largest, largest_bytes
+
+    def __str__(self) -> str:
+        shared = self.kind == "shared"
+        there = "bytes of shared memory are free" if shared else "bytes of memory is all that this system may have"
+        more = "a larger /dev/shm (of a container: --shm-size)" if shared else "a higher limit of memory"
+        return (
+            f"{self.rings} rings need {self.needed:,} bytes of shared memory together, and {self.limit:,} {there}; the "
+            f"largest, {self.largest}, has {self.largest_bytes:,}: give smaller ring_bytes, or {more}"
+        )
+
+
 class SystemClosed(RingleaderError):
     """The system takes nothing from outside any more: it drains, has stopped, or its gateway failed (see the cause)."""
 

@@ -32,6 +32,7 @@ from actors.declaration import (
     DeclaredRoute,
     DeclaredWorker,
 )
+from actors.declared_rings import sized
 from actors.errors import Problem, TopologyError
 from actors.fingerprint import fingerprint, type_text
 from actors.fixed import layout_text
@@ -42,6 +43,7 @@ from actors.message import Message, type_name
 from actors.plan import GATEWAY, REPLY, Group, HandlerPlan, Limits, Plan, Route, WorkerPlan, number_edges
 from actors.process_options import ProcessOptions
 from actors.restart import ChildSpec, Restart, Strategy
+from actors.ring_sizes import default_message
 from actors.validate import problems
 from actors.validate_options import option_problems
 from actors.validate_preload import preload_problems
@@ -59,8 +61,12 @@ class Topology:
     durability          `memory` (a worker's crash), `process` (SIGKILL of everything) or `power` (power loss): what a
                         message survives once it is committed
     directory           where journals are kept; by default a directory of the user's, by the topology's name
-    ring_bytes          size of the ring between two workers, a power of two
-    max_message_bytes   largest message, encoded, that goes through a ring
+    ring_bytes          size of the ring between two workers, a power of two; by default 1 MiB, 4 MiB for one that
+                        carries fixed messages, more where max_message_bytes needs it, less where there are many rings
+                        and little shared memory. `process` gives that of all rings into one worker, `route` and
+                        `external` that of their own
+    max_message_bytes   largest message, encoded, that goes through a ring; given, it is what every ring has to hold. By
+                        default 256 KiB, or what the rings of its route hold if that is less; no answer is longer either
     max_claim_bytes     largest message of all: what is larger than max_message_bytes goes by claim check, in a file
                         that its sender writes and its receivers map; 0: nothing does
     max_attempts        how often a message may fail or kill its worker before it becomes a dead letter
@@ -88,8 +94,8 @@ class Topology:
         *,
         durability: str = "process",
         directory: str | os.PathLike[str] | None = None,
-        ring_bytes: int = 1 << 20,
-        max_message_bytes: int = 256 << 10,
+        ring_bytes: int | None = None,
+        max_message_bytes: int | None = None,
         max_claim_bytes: int = 1 << 30,
         max_attempts: int = 3,
         outbox_limit_bytes: int = 4 << 20,
@@ -111,7 +117,7 @@ class Topology:
         self.directory = None if directory is None else Path(directory)
         numbers = {
             "ring_bytes": ring_bytes,
-            "max_message_bytes": max_message_bytes,
+            "max_message_bytes": default_message(ring_bytes) if max_message_bytes is None else max_message_bytes,
             "max_claim_bytes": max_claim_bytes,
             "max_attempts": max_attempts,
             "outbox_limit_bytes": outbox_limit_bytes,
@@ -126,7 +132,14 @@ class Topology:
             "retain_seconds": retain_seconds,
             "log_bytes": log_bytes,
         }
-        self._declaration = Declaration(name, durability, numbers, strategy=strategy, preload=preload)
+        self._declaration = Declaration(
+            name,
+            durability,
+            numbers,
+            strategy=strategy,
+            preload=preload,
+            strict_message=max_message_bytes is not None,
+        )
 
     def worker(self, name: str, /, **handlers: type[Handler] | HandlerSpec) -> None:
         """A process and the handlers it hosts: by name, the class, or its `.spec(...)` where it takes arguments."""
@@ -167,6 +180,7 @@ class Topology:
         cwd: str | os.PathLike[str] | None = None,
         user: str | int | None = None,
         group: str | int | None = None,
+        ring_bytes: int | None = None,
     ) -> None:
         """What this worker's process is granted by the operating system; see ProcessOptions for what each one means."""
         options = {
@@ -178,6 +192,7 @@ class Topology:
             "cwd": os.fspath(cwd) if isinstance(cwd, os.PathLike) else cwd,
             "user": user,
             "group": group,
+            "ring_bytes": ring_bytes,
         }
         self._declaration.processes.append(DeclaredOptions(worker, options, _caller()))
 
@@ -206,19 +221,23 @@ class Topology:
         listed = tuple(members) if isinstance(members, Iterable) and not isinstance(members, str) else members
         self._declaration.groups.append(DeclaredGroup(name, listed, options, _caller()))
 
-    def route(self, source: str, message: MessageTypes, /, *, to: str | Iterable[str]) -> None:
+    def route(
+        self, source: str, message: MessageTypes, /, *, to: str | Iterable[str], ring_bytes: int | None = None
+    ) -> None:
         """Messages of this type (or of these), sent by the source handler, go to this handler, or to each of these.
 
-        `to=[]` says that nobody is to get them.
+        `to=[]` says that nobody is to get them. `ring_bytes`: the size of the rings that they take, from the worker of
+        the source to those of the targets. All routes between two workers share one ring: the largest size holds.
         """
         targets = tuple(to) if isinstance(to, Iterable) and not isinstance(to, str) else (to,)
-        self._declaration.routes.append(DeclaredRoute(source, _types(message), targets, _caller()))
+        self._declaration.routes.append(DeclaredRoute(source, _types(message), targets, _caller(), ring_bytes))
 
-    def external(self, handler: str, /, *types: type[Any]) -> None:
+    def external(self, handler: str, /, *types: type[Any], ring_bytes: int | None = None) -> None:
         """These types (or, if none is named, all it handles) reach this handler from outside, by `system.send` or
-        `system.ask`, so that it is no mistake if no route brings them."""
+        `system.ask`, so that it is no mistake if no route brings them. `ring_bytes`: the size of the ring that they
+        take to its worker, as for `route`."""
         flat = tuple(one for group in types for one in _types(group))
-        self._declaration.externals.append(DeclaredExternal(handler, flat, _caller()))
+        self._declaration.externals.append(DeclaredExternal(handler, flat, _caller(), ring_bytes))
 
     def codec(self, message: type[Any], codec: Codec, /) -> None:
         """Messages of this class, a Message or not, are encoded by this codec: `JSON`, `RAW`, `PICKLE` or your own.
@@ -299,15 +318,16 @@ def _plan(declaration: Declaration) -> Plan:
     ]
     routes = [Route(number, *end, layout_text(end[1])) for number, end in enumerate(ends)]
     routes += [Route(len(ends) + number, worker.name, None, REPLY, (GATEWAY,)) for number, worker in enumerate(workers)]
+    known = {one.name: one.description for one in handlers}
     pairs = {(home[source], home[target]) for (source, _), to in targets.items() for target in to}
     return Plan(
         declaration.name,
         declaration.durability,
         workers,
-        number_edges(tuple(worker.name for worker in workers), pairs),
+        sized(declaration, number_edges(tuple(worker.name for worker in workers), pairs), known),
         tuple(routes),
         _fingerprint(declaration, workers, routes),
-        Limits(**declaration.numbers),
+        Limits(**{name: value for name, value in declaration.numbers.items() if name != "ring_bytes"}),
         _groups(declaration),
         tuple((one.type, one.codec) for one in declaration.codecs),
         tuple(declaration.preload),

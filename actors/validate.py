@@ -18,9 +18,12 @@ from actors.fixed import FixedMessage
 from actors.handler import Handler, HandlerDescription, HandlerSpec
 from actors.message import Message, check_encodable, type_name
 from actors.naming import RESERVED, closest, name_problems
+from actors.ring_sizes import largest_message, ring_wrong
 from actors.validate_codecs import codec_problems
 from actors.validate_fixed import fixed_problems
+from actors.validate_rings import ring_problems
 from actors.validate_supervision import supervision_problems
+from bus.layout import MAX_CAPACITY
 
 LEVELS = ("memory", "process", "power")
 LEAST_LOG = 1 << 18  # bytes: one record is up to a quarter of that, and the log is two files
@@ -38,6 +41,7 @@ def problems(declaration: Declaration) -> list[Problem]:
         *codec_problems(declaration),
         *_routes(declaration, hosted, known),
         *_externals(declaration, hosted, known),
+        *ring_problems(declaration, known),
         *_uncarried(declaration, known),
         *_messages(declaration, known),
     ]
@@ -50,7 +54,6 @@ def _class_of(value: Any) -> type[Handler] | None:
 
 # What a number must be: whole or not, and its least value.
 _NUMBERS: Mapping[str, tuple[type, int]] = {
-    "ring_bytes": (int, 4096),
     "max_message_bytes": (int, 1),
     "max_claim_bytes": (int, 0),
     "max_attempts": (int, 1),
@@ -83,27 +86,21 @@ def _topology(declaration: Declaration) -> Iterator[Problem]:
             noun = "a whole number" if kind is int else "a number of seconds"
             yield Problem("bad-number", name, f"{name}={value!r} is out of range", f"it is {noun}, {least} or more")
     ring, message = declaration.numbers["ring_bytes"], declaration.numbers["max_message_bytes"]
-    if "ring_bytes" not in wrong and ring & (ring - 1):
-        wrong.add("ring_bytes")
-        hint = f"take {1 << (ring.bit_length() - 1)} or {1 << ring.bit_length()}"
-        yield Problem("bad-number", "ring_bytes", f"ring_bytes={ring} is not a power of two", hint)
+    bad_ring = None if ring is None else ring_wrong(ring)
+    if bad_ring is not None:
+        yield Problem("bad-number", "ring_bytes", f"ring_bytes={ring!r:.80}: {bad_ring[0]}", bad_ring[1])
     if "log_bytes" not in wrong and 0 < (kept := declaration.numbers["log_bytes"]) < LEAST_LOG:
         hint = f"take {LEAST_LOG} or more, or 0 to keep no log"
         yield Problem("bad-number", "log_bytes", f"log_bytes={kept} is too small to keep anything", hint)
-    if not wrong & {"ring_bytes", "max_message_bytes"} and message > largest_message(ring):
-        hint = f"one record is at most half of a ring: take {largest_message(ring)} or less, or a larger ring"
-        yield Problem(
-            "bad-number", "max_message_bytes", f"max_message_bytes={message} does not fit in ring_bytes={ring}", hint
-        )
+    if bad_ring is None and "max_message_bytes" not in wrong and message > largest_message(ring or MAX_CAPACITY):
+        most = largest_message(ring or MAX_CAPACITY)
+        hint = f"one record is at most half of a ring: take {most} or less" + (", or a larger ring" if ring else "")
+        text = f"max_message_bytes={message} does not fit in " + (f"ring_bytes={ring}" if ring else "any ring")
+        yield Problem("bad-number", "max_message_bytes", text, hint)
 
 
 def _is_number(value: Any, kind: type) -> bool:
     return isinstance(value, (int, kind)) and not isinstance(value, bool)
-
-
-def largest_message(ring_bytes: int) -> int:
-    """How large a message may be to fit in a ring: half of it, less the headers of the record and of the run."""
-    return ring_bytes // 2 - 32
 
 
 def _workers(declaration: Declaration) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from actors.declaration import Declaration, DeclaredOptions
 from actors.errors import Problem
 from actors.naming import closest
 from actors.process_options import ProcessOptions
+from actors.ring_sizes import ring_wrong
 
 LEAST_FILES = 32  # what a worker has open before its handlers are made, and some more
 LEAST_MEMORY = 64 << 20
@@ -93,6 +94,8 @@ def _wrong(name: str, value: Any, machine: Machine, options: Mapping[str, Any]) 
             return _user(value, machine, options.get("group"))
         case "group":
             return _group(value, machine, options.get("user"))
+        case "ring_bytes":
+            return ring_wrong(value)
     return None
 
 

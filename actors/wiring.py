@@ -50,9 +50,8 @@ def create_segments(plan: Plan, run_id: str) -> list[Segment]:
         segments.append(Segment.create(board_name(run_id), board_size(plan.peers)))
         Board.format(segments[0].buf, plan.peers).close()
         for edge in plan.edges:
-            capacity = plan.limits.ring_bytes
-            segments.append(Segment.create(ring_name(run_id, edge), ring_size(capacity)))
-            format_ring(segments[-1].buf, capacity, 1)
+            segments.append(Segment.create(ring_name(run_id, edge), ring_size(edge.ring_bytes)))
+            format_ring(segments[-1].buf, edge.ring_bytes, 1)
     except BaseException:
         for segment in segments:
             segment.close()

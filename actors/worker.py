@@ -37,6 +37,7 @@ from actors.plan import GATEWAY, Plan, WorkerPlan
 from actors.process import arm_parent_death, inherited
 from actors.reserving import Reserver
 from actors.resume import RUNTIME, SESSION, Names
+from actors.ring_sizes import largest_message
 from actors.sources import Sources
 from actors.spinning import Spinning
 from actors.system_errors import HandlerFailed, MessageFailed, TopologyChanged
@@ -343,13 +344,14 @@ def assemble(
 ) -> tuple[Outgoing, dict[int, Inlet], list[Hosted]]:
     """The handlers of a worker and their routing tables: lanes out, inlets in."""
     limits = plan.limits
-    run_bytes = min(RUN_BYTES, limits.max_message_bytes, max_record(limits.ring_bytes) - RUN.size)
-    outgoing = Outgoing(limits.max_message_bytes, run_bytes, plan.largest_claim)
-    outgoing.lay = endpoint.claims.lay
+    most = limits.max_message_bytes
     peers = {link.name: link.index for link in endpoint.links}
+    rings = {peers[edge.target]: edge.ring_bytes for edge in plan.outbound(worker.name)}
+    in_ring = {peer: size for peer, ring in rings.items() if (size := largest_message(ring)) < most}
+    outgoing = Outgoing(most, min(RUN_BYTES, most), plan.largest_claim, in_ring)
+    outgoing.lay = endpoint.claims.lay
     codecs: dict[type, RunCodec] = {}
-    record = max_record(limits.ring_bytes) - RUN.size
-    reserver = Reserver(outgoing, views, endpoint.reserve, record, record // 2)
+    reserver = Reserver(outgoing, views, endpoint.reserve, {to: max_record(rings[to]) - RUN.size for to in rings})
 
     def codec(message_type: type) -> RunCodec:
         return codecs.setdefault(message_type, run_codec(plan, message_type))

@@ -126,7 +126,7 @@ class Segment:
             memory.unlink()
             memory.close()
             if error.errno in _FULL:
-                raise SharedMemoryFull(name, size, _available()) from None
+                raise SharedMemoryFull(name, size, available()) from None
             raise
         return cls(memory)
 
@@ -178,7 +178,8 @@ def remove_stale(prefix: str) -> list[str]:
     return sorted(removed)
 
 
-def _available() -> int | None:
+def available() -> int | None:
+    """Bytes of shared memory that are free; None where that cannot be known."""
     try:
         status = os.statvfs(_SHM)
     except OSError:

@@ -11,6 +11,7 @@ from actors.errors import RingleaderError
 
 ERRORS: list[RingleaderError] = [
     system_errors.StartFailed("trades", 3, "gave up"),
+    system_errors.RingsDoNotFit(1 << 30, 1 << 26, "shared", 4160, "feed>averager", 1 << 20),
     system_errors.SystemClosed("trades"),
     system_errors.SendTimeout("report", "Trade", 1.5, 4096),
     system_errors.AskTimeout("report", "Question", 2.0),

@@ -6,8 +6,8 @@ import pytest
 from actors.errors import TopologyError
 from actors.handler import Handler, handle
 from actors.message import Message
+from actors.ring_sizes import largest_message
 from actors.topology import Topology
-from actors.validate import largest_message
 from tests.actors.declared import Average, Averager, Feed, Report, Trade, app
 
 
@@ -275,7 +275,11 @@ def test_a_level_that_there_is_not_is_told_with_the_one_that_was_meant():
         ("ring_bytes", 5000, "take 4096 or 8192"),
         ("ring_bytes", 1.5, "whole number"),
         ("max_message_bytes", 0, "1 or more"),
-        ("max_message_bytes", 1 << 20, f"take {largest_message(1 << 20)} or less"),
+        ("ring_bytes", True, "whole number"),
+        ("ring_bytes", 0, "4096 or more"),
+        ("ring_bytes", -4096, "4096 or more"),
+        ("ring_bytes", 1 << 32, "2147483648 at most"),
+        ("max_message_bytes", 1 << 30, f"take {largest_message(1 << 31)} or less"),
         ("max_attempts", 0, "1 or more"),
         ("batch", -1, "1 or more"),
         ("batch", True, "whole number"),
@@ -294,6 +298,13 @@ def test_a_number_out_of_range_is_told_with_the_range(name, value, hint):
     topology = Topology("t", **{name: value})
     topology.worker("w", silent=Silent)
     assert hint in the_one(topology, "bad-number", name).hint
+
+
+def test_a_message_that_its_ring_does_not_hold_is_told_with_what_it_does():
+    topology = Topology("t", max_message_bytes=1 << 20, ring_bytes=1 << 20)
+    topology.worker("w", silent=Silent)
+    hint = the_one(topology, "bad-number", "max_message_bytes").hint
+    assert f"take {largest_message(1 << 20)} or less, or a larger ring" in hint
 
 
 def test_an_instance_is_no_handler_class():

@@ -231,9 +231,9 @@ class Simulation:
     # ------------------------------------------------------------------------------------------------ life and death
     def _start_all(self) -> None:
         plan = self.plan
-        self._rings = [bytearray(ring_size(plan.limits.ring_bytes)) for _ in plan.edges]
-        for ring in self._rings:
-            format_ring(ring, plan.limits.ring_bytes, 1)
+        self._rings = [bytearray(ring_size(edge.ring_bytes)) for edge in plan.edges]
+        for edge, ring in zip(plan.edges, self._rings, strict=True):
+            format_ring(ring, edge.ring_bytes, 1)
         self.memory = bytearray(board_size(plan.peers))
         board = Board.format(self.memory, plan.peers)
         self._children = [Child(ChildSpec(one.name), board.block(one.name)) for one in plan.workers]
