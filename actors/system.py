@@ -38,7 +38,7 @@ from actors.opened import open_first, opening_of
 from actors.pause_request import COMMANDS, PauseRequest, Standing, told_to
 from actors.plan import GATEWAY, Plan
 from actors.predecessor import take_over
-from actors.process import PRELOAD, WorkerProcess, start_forkserver
+from actors.process import PRELOAD, WorkerProcess, drop_spare, keep_spare, start_forkserver
 from actors.reply_types import reply_class
 from actors.restart import Policy
 from actors.resume import Names
@@ -323,6 +323,7 @@ class System:
             observer=observer,
             beat=beat,
             recount=self._accounts.recount,
+            spare=keep_spare,
             suspects={worker: (one.peer, one.seq) for worker, one in self._left_suspects.items()},
         )
 
@@ -392,7 +393,15 @@ class System:
     def _end(self) -> None:
         """Each step whatever became of the one before: nothing may stay, and nobody may wait for ever."""
         # The end is on record before the socket goes: whoever finds nobody there knows why.
-        for step in (self._gateway.close, self._record_end, self._control.close, self._logs.close, self._give_back):
+        steps = (
+            drop_spare,
+            self._gateway.close,
+            self._record_end,
+            self._control.close,
+            self._logs.close,
+            self._give_back,
+        )
+        for step in steps:
             try:
                 step()
             except Exception as failure:

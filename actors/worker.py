@@ -30,11 +30,11 @@ from actors.housekeeping import Housekeeping
 from actors.inlets import Inlet
 from actors.links import Arrival, Link
 from actors.log_worker import Levels
+from actors.newborn import arm_parent_death, inherited
 from actors.opened import Opened
 from actors.outgoing import Lane, Outgoing, Puts
 from actors.pausing import Pausing
 from actors.plan import GATEWAY, Plan, WorkerPlan
-from actors.process import arm_parent_death, inherited
 from actors.reserving import Reserver
 from actors.resume import RUNTIME, SESSION, Names
 from actors.sources import Sources
