@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from actors.forking import NUMBER
 from actors.forkserver import ForkServer
 from actors.last_words import LastWords
-from actors.newborn import HEADER
+from actors.newborn import HEADER, NOW
 
 
 class Birth:
@@ -26,7 +26,7 @@ class Birth:
     `guardian`  of the fork server that was asked
     """
 
-    def __init__(self, server: ForkServer) -> None:
+    def __init__(self, server: ForkServer, packet: bytes = NOW) -> None:
         with ExitStack() as ours, ExitStack() as theirs:
             self.words = LastWords()
             ours.callback(self.words.close)
@@ -35,7 +35,7 @@ class Birth:
             ours.callback(told.close)
             theirs.callback(hears.close)
             self.status, status = _pipe(ours, theirs)
-            server.request([status, lifeline, self.words.fd, hears.fileno()])
+            server.request([status, lifeline, self.words.fd, hears.fileno()], packet)
             self.guardian = server.pid or 0
             self._told = told
             self.pid = 0

@@ -1,6 +1,7 @@
 """What the fork server does: forks a process for each request, tells its pid, and later how it ended.
 
-- A request is a packet with descriptors: the first is where to tell, the others are the new process's.
+- A request is a packet with descriptors: the first is where to tell, the others are the new process's, and so is what
+  the packet says.
 - What is told are two numbers: the pid, or minus the error for which there is no process; and, when it has ended and
   was waited for, its exit code, or minus the signal that ended it. End-of-file: the fork server is gone, and so is it.
 - A fork that fails, for want of memory or of room for one process more, fails that request and nothing else.
@@ -24,7 +25,8 @@ from collections.abc import Callable
 NUMBER = struct.Struct("q")
 MOST = 64  # descriptors in a request
 
-Life = Callable[[list[int], int], int]  # what a new process does: its descriptors, the fork server's pid; its exit code
+# What a new process does, given what the packet says, its descriptors, and the pid of the fork server; its exit code.
+Life = Callable[[bytes, list[int], int], int]
 
 
 def serve(descriptor: int, live: Life) -> None:
@@ -62,7 +64,7 @@ def serve(descriptor: int, live: Life) -> None:
             requests.close()
             for fd in (woken, wake, fds[0], *told.values()):
                 os.close(fd)
-            _end(live, fds[1:], server)
+            _end(live, packet, fds[1:], server)
         for fd in fds[1:]:
             os.close(fd)
         _tell(fds[0], pid)
@@ -90,12 +92,12 @@ def _tell(fd: int, number: int) -> None:
         pass  # whoever asked does not want to know any more
 
 
-def _end(live: Life, fds: list[int], server: int) -> None:
+def _end(live: Life, packet: bytes, fds: list[int], server: int) -> None:
     """In the new process: it never returns to the fork server's code."""
     code = 1
     try:
         try:
-            code = live(fds, server)
+            code = live(packet, fds, server)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as at the end of any program

@@ -21,6 +21,7 @@ from multiprocessing import spawn, util
 
 from actors import guardian
 from actors.exits import signal_name
+from actors.newborn import NOW
 from actors.orphans import MARK, UNMARKED
 
 EXEC_FAILED = 255  # what a process ends with that was to become another program, and could not
@@ -51,6 +52,8 @@ set_title("ringleader: fork server")
 ends = [lifeline]
 os.register_at_fork(after_in_child=lambda: ends and os.close(ends.pop()))
 sys.path[:] = {path!r}
+from actors import forking, newborn, touching, worker
+touching.note()
 for module in {preload!r}:
     try:
         __import__(module)
@@ -59,7 +62,6 @@ for module in {preload!r}:
 import gc
 gc.collect()
 gc.freeze()
-from actors import forking, newborn
 forking.serve({requests}, newborn.live)
 """
 
@@ -95,24 +97,24 @@ class ForkServer:
                 self.disown()
             self._launch()
 
-    def request(self, fds: Sequence[int]) -> None:
-        """Ask for a process, as `forking` has it. The fork server gets copies of the descriptors."""
+    def request(self, fds: Sequence[int], packet: bytes = NOW) -> None:
+        """Ask for a process, as `forking` has it: one that is needed NOW, or a SPARE. The descriptors are copied."""
         with self._lock:
             self.ensure_running()
             try:
-                self._send(fds)
-            except (ConnectionError, BrokenPipeError):
+                self._send(fds, packet)
+            except ConnectionError:
                 # It is dead, or dies with the request not taken, and its guardian is about to clean up.
                 self.stop(CLEANING)
                 self.ensure_running()
                 try:
-                    self._send(fds)
+                    self._send(fds, packet)
                 except ConnectionError:
                     raise ConnectionRefusedError(self.post_mortem()) from None
 
-    def _send(self, fds: Sequence[int]) -> None:
+    def _send(self, fds: Sequence[int], packet: bytes) -> None:
         assert self._requests is not None
-        socket.send_fds(self._requests, [b"\0"], fds)
+        socket.send_fds(self._requests, [packet], fds)
 
     def may_import(self) -> bool:
         """It is so new that it may be busy with that, be the machine ever so slow."""

@@ -23,10 +23,12 @@ from actors import hygiene, last_words, orphans
 from actors.exits import WorkerExit
 from actors.guardian import die_with_parent, set_title
 from actors.process_options import ProcessOptions
+from actors.touching import touch
 from actors.user_account import Account, unreadable
 
 HEADER = struct.Struct("Q")  # how long the message is that follows; the descriptors come with it
 MOST = 64  # descriptors in it
+NOW, SPARE = b"n", b"s"  # what the request for it says: it is awaited, or has the time to prepare
 
 _lifeline: int | None = None
 _given: list[int] = []
@@ -48,7 +50,7 @@ class Orders:
     args: Sequence[object]
 
 
-def live(fds: list[int], server: int) -> int:
+def live(packet: bytes, fds: list[int], server: int) -> int:
     """What every worker process runs. Returns its exit code; `server` is the pid of the fork server."""
     lifeline, words, told = fds
     arm_parent_death(lifeline, server)
@@ -57,6 +59,8 @@ def live(fds: list[int], server: int) -> int:
     hygiene.reset_signals()
     set_title("ringleader: spare")
     orphans.mark()
+    if packet == SPARE:
+        touch()
     message = _hear(told)
     hygiene.keep_descriptors()
     user = None

@@ -35,7 +35,7 @@ from actors.errors import RingleaderError
 from actors.exits import WorkerExit
 from actors.forking import NUMBER
 from actors.forkserver import ForkServer, search_path
-from actors.newborn import Orders
+from actors.newborn import SPARE, Orders
 from actors.orphans import sweep
 from actors.process_options import ProcessOptions
 from actors.user_account import Account
@@ -234,7 +234,7 @@ def keep_spare() -> None:
             drop_spare()
         elif _spare is None and _server.answered:
             try:
-                _spare = Birth(_server)
+                _spare = Birth(_server, SPARE)
             except OSError:
                 pass  # then a start has none, and tells why
 
