@@ -15,6 +15,7 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import cached_property
 from typing import Annotated, Any, get_origin
 
 import msgspec
@@ -77,10 +78,17 @@ class RunCodec:
     def __init__(self, type_: type[Message]) -> None:
         self.type = type_
         self.type_name = type_name(type_)
-        self.late = can_encode_late(type_)
         self._decode = msgspec.msgpack.Decoder(list[type_]).decode  # type: ignore[valid-type]
         self._decode_one = msgspec.msgpack.Decoder(type_).decode
-        self._plain = _plain_check(type_)
+
+    @cached_property
+    def late(self) -> bool:
+        return can_encode_late(self.type)
+
+    @cached_property
+    def _plain(self) -> Callable[[Sequence[Any]], bool] | None:
+        """Made at the first send: whoever only receives such messages has no use for it."""
+        return _plain_check(self.type)
 
     def encode_run(self, messages: Sequence[Message]) -> bytes:
         """The body of a run. BadMessage if one of them cannot be encoded."""

@@ -7,6 +7,7 @@ directory, the segments of a dead predecessor, the segments, the gateway's journ
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
-
-import cloudpickle
 
 from actors.accounts import Accounts
 from actors.control_commands import SystemCommands, registry_of
@@ -369,7 +368,7 @@ class System:
         with self._logs.channel(name) as log:
             return WorkerProcess.start(
                 main,
-                (cloudpickle.dumps(boot), Levels.of_program()),
+                (pickle.dumps(boot, pickle.HIGHEST_PROTOCOL), Levels.of_program()),
                 f"ringleader: {self.name}/{name}",
                 pass_fds=[log],
                 options=self.plan.worker(name).process,
