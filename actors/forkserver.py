@@ -52,6 +52,8 @@ set_title("ringleader: fork server")
 ends = [lifeline]
 os.register_at_fork(after_in_child=lambda: ends and os.close(ends.pop()))
 sys.path[:] = {path!r}
+import gc
+gc.disable()
 from actors import forking, newborn, touching, worker
 touching.note()
 for module in {preload!r}:
@@ -59,9 +61,8 @@ for module in {preload!r}:
         __import__(module)
     except Exception:
         pass
-import gc
-gc.collect()
 gc.freeze()
+gc.enable()
 forking.serve({requests}, newborn.live)
 """
 

@@ -58,7 +58,7 @@ from bus import Board, BoardCell, Control, Field, Pause, WorkerState
 
 TICK = 0.5  # seconds; an idle supervisor looks around this often
 SPARE_AFTER = 0.05  # seconds after everyone is up, who may need the processors first
-FIRST_LOOK, LONGEST_LOOK = 0.005, 0.05  # while something is awaited that nobody reports; the waits grow
+FIRST_LOOK, LONGEST_LOOK = 0.001, 0.05  # while something is awaited that nobody reports; the waits grow
 UNKILLABLE = 10.0  # seconds after SIGKILL until a process that is not dead is an error
 
 log = logging.getLogger("ringleader")
