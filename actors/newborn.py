@@ -37,7 +37,7 @@ _given: list[int] = []
 @dataclass(frozen=True, slots=True)
 class Orders:
     """What a newborn is to be; see `process.WorkerProcess.start`. `search_path`, `arguments` and `directory` are what
-    the supervisor has just now."""
+    the supervisor has just now. `work` is pickled by itself, since only here it may be found what it is made of."""
 
     search_path: list[str]
     arguments: list[str]
@@ -45,9 +45,11 @@ class Orders:
     title: str
     options: ProcessOptions
     run_as: Account | None
-    first: Callable[[], object] | None
-    target: Callable[..., object]
-    args: Sequence[object]
+    work: bytes
+
+
+# The function to run, its arguments, and what is called first; see there too.
+Work = tuple[Callable[..., object], Sequence[object], Callable[[], object] | None]
 
 
 def live(packet: bytes, fds: list[int], server: int) -> int:
@@ -70,11 +72,12 @@ def live(packet: bytes, fds: list[int], server: int) -> int:
         sys.path, sys.argv = orders.search_path, orders.arguments
         os.chdir(orders.directory)
         set_title(orders.title)
-        given = [] if orders.first is None else [orders.first()]
+        target, args, first = _work(orders)
+        given = [] if first is None else [first()]
         hygiene.apply(orders.options, orders.run_as)
         if user is not None:
             arm_parent_death(lifeline, server)  # a change of user disarms it
-        code = orders.target(*orders.args, *given)
+        code = target(*args, *given)
     except hygiene.OptionRefused as refused:
         last_words.say(words, refused)
         os._exit(WorkerExit.START_FAILED)
@@ -87,6 +90,11 @@ def live(packet: bytes, fds: list[int], server: int) -> int:
         last_words.say(words, error)
         raise
     return code if isinstance(code, int) else 0
+
+
+def _work(orders: Orders) -> Work:
+    work: Work = pickle.loads(orders.work)
+    return work
 
 
 def inherited() -> list[int]:

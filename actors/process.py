@@ -35,7 +35,7 @@ from actors.errors import RingleaderError
 from actors.exits import WorkerExit
 from actors.forking import NUMBER
 from actors.forkserver import ForkServer, search_path
-from actors.newborn import SPARE, Orders
+from actors.newborn import SPARE, Orders, Work
 from actors.orphans import sweep
 from actors.process_options import ProcessOptions
 from actors.user_account import Account
@@ -286,7 +286,9 @@ def _orders(
 ) -> bytes:
     """The program's main module is none of it: importing it again would run the program once more wherever it has no
     guard, and classes defined there would exist twice."""
-    orders = Orders(search_path(), sys.argv, os.getcwd(), title, options, run_as, first, target, tuple(args))
+    work: Work = (target, tuple(args), first)
+    packed = pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
+    orders = Orders(search_path(), sys.argv, os.getcwd(), title, options, run_as, packed)
     return pickle.dumps(orders, pickle.HIGHEST_PROTOCOL)
 
 
