@@ -85,7 +85,7 @@ class Supervisor(Requests):
         memory_bytes: Mapping[str, int | None] | None = None,
         beat: Callable[[], None] | None = None,
         recount: Callable[[str], None] | None = None,
-        spare: Callable[[], None] = lambda: None,
+        spare: Callable[[], None] | None = None,
         suspects: Mapping[str, tuple[int, int]] | None = None,
         drain_timeout: float = 30.0,
         stop_now_timeout: float = 1.0,
@@ -178,6 +178,8 @@ class Supervisor(Requests):
         return self._longest_wait()
 
     def _keep_spare(self) -> None:
+        if self._spare is None:
+            return
         calm = self.state is WorkerState.RUNNING and all(child.ready for child in self._living())
         if not calm:
             self._spare_due = None
