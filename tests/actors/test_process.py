@@ -337,7 +337,7 @@ if "server stopped" in extra:
     for pid in servers:
         os.kill(pid, signal.SIGSTOP)
     request, sent = _server.request, threading.Event()
-    _server.request = lambda fds: (request(fds), sent.set())[0]
+    _server.request = lambda *what: (request(*what), sent.set())[0]
     threading.Thread(target=WorkerProcess.start, args=(targets.holds,), daemon=True).start()
     sent.wait()
 print(len(servers), *servers, *[worker.pid for worker in workers], flush=True)
