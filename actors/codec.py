@@ -14,12 +14,13 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
 from msgspec.structs import fields
 
-from actors.beside import parts_of
+from actors.beside import Part, parts_of
 from actors.errors import BadMessage, BadRecord, BadState, CodecRefused, MessageTooLarge
 from actors.message import Message, State, can_encode_late, type_name
 from actors.packing import Packing, packing, plain_types
@@ -73,17 +74,30 @@ class RunCodec:
     """
 
     redeem: Callable[[Ticket], memoryview] = staticmethod(_no_claims)
-    packing: Packing | None = None  # for a packer of messages of this class, where there may be one
 
     def __init__(self, type_: type[Message]) -> None:
         self.type = type_
         self.type_name = type_name(type_)
-        self.late = can_encode_late(type_)
         self._decode = msgspec.msgpack.Decoder(list[type_]).decode  # type: ignore[valid-type]
         self._decode_one = msgspec.msgpack.Decoder(type_).decode
-        self._plain = _plain_check(type_)
-        self.packing = packing(type_)
-        self._parts = parts_of(type_)
+
+    @cached_property
+    def late(self) -> bool:
+        return can_encode_late(self.type)
+
+    @cached_property
+    def _plain(self) -> Callable[[Sequence[Any]], bool] | None:
+        """Made at the first send: whoever only receives such messages has no use for it."""
+        return _plain_check(self.type)
+
+    @cached_property
+    def packing(self) -> Packing | None:
+        """For a packer of messages of this class, where there may be one."""
+        return packing(self.type)
+
+    @cached_property
+    def _parts(self) -> Callable[[Any], tuple[Part, ...] | None] | None:
+        return parts_of(self.type)
 
     def encode_run(self, messages: Sequence[Message]) -> bytes:
         """The body of a run. BadMessage if one of them cannot be encoded."""

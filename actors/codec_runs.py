@@ -50,7 +50,7 @@ class CodecRuns(RunCodec):
     def __init__(self, type_: type, codec: Codec) -> None:
         self.type = type_
         self.type_name = type_name(type_)
-        self.late = False
+        self.late, self.packing = False, None
         self.codec = codec
         self._name = codec.name.encode()
 

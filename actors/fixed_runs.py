@@ -50,7 +50,7 @@ class FixedRuns(RunCodec):
     def __init__(self, type_: type[FixedMessage]) -> None:
         self.type = type_
         self.type_name = type_name(type_)
-        self.late = False
+        self.late, self.packing = False, None
         self.layout = layout_of(type_)
         self.fingerprint = self.layout.fingerprint
         self._head = head(NAME.encode(), FINGERPRINT + self.layout.size) + self.fingerprint

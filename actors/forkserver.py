@@ -1,11 +1,10 @@
 """The fork server: a process with the runtime imported and no threads, of which every worker is a fork.
 
-Above it is the guardian, which takes along what the workers have started. The library's fork server, launched in our
-own way. What that adds:
+Above it is the guardian, which takes along what the workers have started; what it does is in `forking`. What holds:
 - It imports with this program's `sys.path`, so the modules to preload are found wherever they come from.
 - It dies with the supervisor at any moment, also while it is still importing, stopped or stuck: the kernel kills it.
 - It never hears the signals that a terminal or a service manager sends to everyone.
-- It is ours: neither preloading nor stopping it concerns other users of the library in this process.
+- Requests go by a socket that only this process has. A program that is forked lets go of it (`disown`).
 """
 
 from __future__ import annotations
@@ -14,13 +13,16 @@ import inspect
 import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Sequence
 
-from multiprocess import connection, forkserver, resource_tracker, spawn, util
+from multiprocess import spawn, util
 
 from actors import guardian
 from actors.exits import signal_name
+from actors.newborn import NOW
 from actors.orphans import MARK, UNMARKED
 
 EXEC_FAILED = 255  # what a process ends with that was to become another program, and could not
@@ -28,10 +30,9 @@ IMPORTING = 30.0  # seconds that a new fork server may take to import; it takes 
 CLEANING = 2.0  # seconds for the guardian to kill what a dead fork server left
 HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal or a service manager sends to everyone
 
-# What it runs. The lifeline comes first: from then on it does not outlive the supervisor (`process.arm_parent_death`).
+# What it runs. The lifeline comes first: from then on it does not outlive the supervisor (`newborn.arm_parent_death`).
 # The signal goes to one process only, so until there are two it goes to the one that becomes the guardian.
-# The library's pipe for that purpose, `alive`, is not enough: its write end travels in every request, and as long as
-# the fork server is busy importing, a request that waits for it keeps the pipe open.
+# Where the kernel has no such signal, the end of the socket for requests is the end of the fork server too.
 # Whoever imports in vain here does so again in the worker, where the error is seen.
 _BOOT = """
 import fcntl, sys
@@ -52,61 +53,70 @@ set_title("ringleader: fork server")
 ends = [lifeline]
 os.register_at_fork(after_in_child=lambda: ends and os.close(ends.pop()))
 sys.path[:] = {path!r}
+import gc
+gc.disable()
+from actors import forking, newborn, touching, worker
+touching.note()
 for module in {preload!r}:
     try:
         __import__(module)
     except Exception:
         pass
-import gc
-gc.collect()
 gc.freeze()
-from multiprocess import forkserver
-forkserver._forkserver._forkserver_pid = os.getpid()  # for its children to compare with
-forkserver.main({listener}, {alive}, [])
+gc.enable()
+forking.serve({requests}, newborn.live)
 """
 
 
-class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library has no types
+class ForkServer:
     """One fork server and, when it died, its successor. `preload` is what the next one imports.
 
     The process that is launched and waited for is the guardian, if there is one; it ends with its fork server.
     """
 
     preload: Sequence[str] = ()
-    _forkserver_address: str | None
-    _forkserver_alive_fd: int | None
-    _forkserver_pid: int | None
-    _lifeline: int | None = None
-    _status = 0  # how the last one ended, as `waitpid` tells it
-    _launched = 0.0
     answered = False  # it has forked a worker, so it is not importing any more
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._pid: int | None = None
+        self._lifeline: int | None = None
+        self._requests: socket.socket | None = None
+        self._status = 0  # how the last one ended, as `waitpid` tells it
+        self._launched = 0.0
 
     @property
     def pid(self) -> int | None:
         """The pid of the guardian of the one that was launched last; None before, and after `stop`."""
-        return self._forkserver_pid
+        return self._pid
 
     def ensure_running(self) -> None:
-        """Launch it unless it lives. The library calls this too, before each fork."""
+        """Launch it unless it lives."""
         with self._lock:
-            resource_tracker.ensure_running()
-            if self._forkserver_pid is not None:
-                if self._lives(self._forkserver_pid):
+            if self._pid is not None:
+                if self._lives(self._pid):
                     return
                 self.disown()
             self._launch()
 
-    def connect_to_new_process(self, fds: Sequence[int]) -> tuple[int, int]:
-        try:
-            answer: tuple[int, int] = super().connect_to_new_process(fds)
-        except (ConnectionRefusedError, BrokenPipeError):
-            # It is dead, or dies with the request not taken, and its guardian is about to clean up.
-            self.stop(CLEANING)
+    def request(self, fds: Sequence[int], packet: bytes = NOW) -> None:
+        """Ask for a process, as `forking` has it: one that is needed NOW, or a SPARE. The descriptors are copied."""
+        with self._lock:
+            self.ensure_running()
             try:
-                answer = super().connect_to_new_process(fds)
-            except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError):  # before, or in the middle of it
-                raise ConnectionRefusedError(self.post_mortem()) from None
-        return answer
+                self._send(fds, packet)
+            except ConnectionError:
+                # It is dead, or dies with the request not taken, and its guardian is about to clean up.
+                self.stop(CLEANING)
+                self.ensure_running()
+                try:
+                    self._send(fds, packet)
+                except ConnectionError:
+                    raise ConnectionRefusedError(self.post_mortem()) from None
+
+    def _send(self, fds: Sequence[int], packet: bytes) -> None:
+        assert self._requests is not None
+        socket.send_fds(self._requests, [packet], fds)
 
     def may_import(self) -> bool:
         """It is so new that it may be busy with that, be the machine ever so slow."""
@@ -115,8 +125,8 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
     def wake(self) -> None:
         """Have it go on if it was stopped, its guardian too."""
         with self._lock:
-            if self._forkserver_pid is not None and self._lives(self._forkserver_pid):
-                _wake(self._forkserver_pid)
+            if self._pid is not None and self._lives(self._pid):
+                _wake(self._pid)
 
     def post_mortem(self) -> str:
         """Of one that has ended, or is about to: waits for that, and says how it was."""
@@ -130,7 +140,7 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
     def stop(self, timeout: float) -> None:
         """End it, if it runs. Its workers, if it has any, are killed by the kernel."""
         with self._lock:
-            pid = self._forkserver_pid
+            pid = self._pid
             if pid is None:
                 return
             self.disown()
@@ -151,53 +161,59 @@ class ForkServer(forkserver.ForkServer):  # type: ignore[misc]  # the library ha
             self._status = status
         return not dead
 
-    def disown(self, unlink: bool = True) -> None:
+    def disown(self) -> None:
         """Let go of it, which ends it unless another process holds its lifeline, too."""
-        for fd in (self._lifeline, self._forkserver_alive_fd):
-            if fd is not None:
-                os.close(fd)
-        if unlink and self._forkserver_address is not None:
-            try:
-                os.unlink(self._forkserver_address)
-            except OSError:
-                pass  # the program's temporary directory was removed already
-        self._lifeline = self._forkserver_alive_fd = self._forkserver_pid = self._forkserver_address = None
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+        if self._requests is not None:
+            self._requests.close()
+        self._lifeline = self._requests = self._pid = None
 
     def _launch(self) -> None:
-        path = spawn.get_preparation_data("fork server")["sys_path"]
-        with socket.socket(socket.AF_UNIX) as listener:
-            address = connection.arbitrary_address("AF_UNIX")  # in a directory of this user's own
-            listener.bind(address)
-            os.chmod(address, 0o600)
-            listener.listen()
-            lifeline_read, lifeline = os.pipe()
-            alive_read, alive = os.pipe()
+        requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        lifeline_read, lifeline = os.pipe()
+        with theirs:
             code = _BOOT.format(
-                lifeline=lifeline_read,
-                alive=alive_read,
-                listener=listener.fileno(),
-                path=path,
-                preload=list(self.preload),
+                lifeline=lifeline_read, requests=theirs.fileno(), path=search_path(), preload=list(self.preload)
             )
-            executable = spawn.get_executable()
-            command = [executable, *util._args_from_interpreter_flags(), "-c", inspect.getsource(guardian) + code]
+            executable = os.fsencode(spawn.get_executable())
+            command: list[str | bytes] = [executable, *_flags(), "-c", inspect.getsource(guardian) + code]
             # Blocked signals stay blocked across fork and exec, so there is no moment in which it could hear one.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
             os.putenv(MARK, UNMARKED)  # a place for the mark of each worker
             try:
-                pid = util.spawnv_passfds(executable, command, [listener.fileno(), alive_read, lifeline_read])
+                pid = util.spawnv_passfds(executable, command, [theirs.fileno(), lifeline_read])
             except BaseException:
-                os.close(alive)
                 os.close(lifeline)
+                requests.close()
                 raise
             finally:
                 _restore_variable(MARK)
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                os.close(alive_read)
                 os.close(lifeline_read)
-        self._lifeline, self._forkserver_alive_fd = lifeline, alive
-        self._forkserver_address, self._forkserver_pid = address, pid
+        requests.setblocking(False)  # one that is stopped takes so many requests, and no more
+        self._lifeline, self._requests, self._pid = lifeline, requests, pid
         self._launched, self.answered = time.monotonic(), False
+
+
+def search_path() -> list[str]:
+    """Where this program finds modules, as another process may be told."""
+    return [path or _DIRECTORY for path in sys.path]
+
+
+def _flags() -> list[str]:
+    """With which this interpreter was started."""
+    return list(vars(util)["_args_from_interpreter_flags"]())
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
+_DIRECTORY = _directory()  # that of the start: what was imported from "" until now was imported from there
 
 
 def _wake(pid: int) -> None:

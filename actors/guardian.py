@@ -21,6 +21,7 @@ import os
 import select
 import signal
 import time
+from functools import cache
 
 SWEEP = 10.0  # seconds for what was killed to be gone
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
@@ -149,6 +150,7 @@ def overwrite_variable(name: str, value: str) -> None:
         ctypes.memmove(area[0] + at + len(name) + 1, value.encode(), len(value))
 
 
+@cache
 def _area(field: int) -> tuple[int, int] | None:
     """Where in our own memory the kernel has put something at exec, and its size: two fields of proc(5), stat."""
     try:

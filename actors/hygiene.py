@@ -16,12 +16,14 @@ import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.errors import RingleaderError
 from actors.process_options import ProcessOptions
 from actors.user_account import Account, account, become, cannot_change, gid_of, is_mapped, uid_of
-from actors.validate_options import Machine
+
+if TYPE_CHECKING:
+    from actors.validate_options import Machine
 
 HEADROOM = 16 << 20  # bytes of address space that a worker needs at least, on top of what it was born with
 _KEEP_IGNORED = {"SIGINT", "SIGPIPE", "SIGXFSZ", "SIGHUP"}
@@ -85,6 +87,8 @@ def apply(options: ProcessOptions, run_as: Account | None = None) -> None:
 
 def machine() -> Machine:
     """What can be known before a worker is started."""
+    from actors.validate_options import Machine  # no worker needs it
+
     hard_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     hard_memory = resource.getrlimit(resource.RLIMIT_AS)[1]
     return Machine(

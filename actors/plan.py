@@ -273,10 +273,17 @@ class Plan:
     def _reply_route(self) -> Mapping[str, Route]:
         return {one.source: one for one in self.routes if one.is_reply}
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        from actors.shipping import pack, unpack_plan
+    @cached_property
+    def _packed(self) -> bytes:
+        """Every incarnation of every worker gets the same."""
+        from actors.shipping import pack
 
-        return unpack_plan, (pack({one.name: getattr(self, one.name) for one in fields(self)}),)
+        return pack({one.name: getattr(self, one.name) for one in fields(self)})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from actors.shipping import unpack_plan
+
+        return unpack_plan, (self._packed,)
 
 
 def number_edges(workers: tuple[str, ...], pairs: set[tuple[str, str]]) -> tuple[Edge, ...]:

@@ -14,6 +14,7 @@ What holds:
   everything was handled, nothing was given up, and every worker ended as its child spec says.
 - When the root gives up, everyone is stopped, and the system ends. A group that gives up and is not to be restarted
   stays down, the others go on, and the status at the end tells of it.
+- When everyone has been up for a moment, a spare process is made for the next start, and looked after.
 - Deaths and requests wake the loop; every wait is bounded. Requests may come from signal handlers and any thread.
 """
 
@@ -56,7 +57,8 @@ from actors.watching import Watching
 from bus import Board, BoardCell, Control, Field, Pause, WorkerState
 
 TICK = 0.5  # seconds; an idle supervisor looks around this often
-FIRST_LOOK, LONGEST_LOOK = 0.005, 0.05  # while something is awaited that nobody reports; the waits grow
+SPARE_AFTER = 0.05  # seconds after everyone is up, who may need the processors first
+FIRST_LOOK, LONGEST_LOOK = 0.001, 0.05  # while something is awaited that nobody reports; the waits grow
 UNKILLABLE = 10.0  # seconds after SIGKILL until a process that is not dead is an error
 
 log = logging.getLogger("ringleader")
@@ -83,6 +85,7 @@ class Supervisor(Requests):
         memory_bytes: Mapping[str, int | None] | None = None,
         beat: Callable[[], None] | None = None,
         recount: Callable[[str], None] | None = None,
+        spare: Callable[[], None] | None = None,
         suspects: Mapping[str, tuple[int, int]] | None = None,
         drain_timeout: float = 30.0,
         stop_now_timeout: float = 1.0,
@@ -98,7 +101,8 @@ class Supervisor(Requests):
         self._tree = Supervision(specs, groups or one_group(specs, policy), policy)
         self._board, self._launch, self._quiet, self._observer, self._beat = board, launch, quiet, observer, beat
         self._drain_timeout, self._stop_now_timeout = drain_timeout, stop_now_timeout
-        self._recount = recount
+        self._recount, self._spare = recount, spare
+        self._spare_due: float | None = None
         self._clock, self._random = clock, random
         self._watching = Watching(specs, limits, memory_bytes, letter)
         self._children = {name: Child(seat.spec, board.block(name)) for name, seat in self._tree.seats.items()}
@@ -170,13 +174,27 @@ class Supervisor(Requests):
             if not self._living():
                 return None
             self._check_killed()
+        self._keep_spare()
         return self._longest_wait()
+
+    def _keep_spare(self) -> None:
+        if self._spare is None:
+            return
+        calm = self.state is WorkerState.RUNNING and all(child.ready for child in self._living())
+        if not calm:
+            self._spare_due = None
+        elif self._spare_due is None:
+            self._spare_due = self._now() + SPARE_AFTER
+        elif self._now() >= self._spare_due:
+            self._spare()
 
     def _longest_wait(self) -> float:
         if not self.idle:
             return 0.0
         now = self._now()
         wait = min(TICK, self._deadline - now, self._tree.next_time() - now)
+        if self._spare_due is not None and self._spare_due > now:
+            wait = min(wait, self._spare_due - now)
         if any(child.watch is not None and child.watch.suspicious for child in self._living()):
             wait = min(wait, hang.CONFIRM)
         comes_up = any(not child.ready for child in self._living())

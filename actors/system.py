@@ -7,6 +7,7 @@ directory, the segments of a dead predecessor, the segments, the gateway's journ
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
-
-import cloudpickle
 
 from actors.accounts import Accounts
 from actors.control_commands import SystemCommands, registry_of
@@ -38,7 +37,7 @@ from actors.opened import open_first, opening_of
 from actors.pause_request import COMMANDS, PauseRequest, Standing, told_to
 from actors.plan import GATEWAY, Plan
 from actors.predecessor import take_over
-from actors.process import PRELOAD, WorkerProcess, start_forkserver
+from actors.process import PRELOAD, WorkerProcess, drop_spare, keep_spare, start_forkserver
 from actors.reply_types import reply_class
 from actors.restart import Policy
 from actors.resume import Names
@@ -324,6 +323,7 @@ class System:
             observer=observer,
             beat=beat,
             recount=self._accounts.recount,
+            spare=keep_spare,
             suspects={worker: (one.peer, one.seq) for worker, one in self._left_suspects.items()},
         )
 
@@ -369,7 +369,7 @@ class System:
         with self._logs.channel(name) as log:
             return WorkerProcess.start(
                 main,
-                (cloudpickle.dumps(boot), Levels.of_program()),
+                (pickle.dumps(boot, pickle.HIGHEST_PROTOCOL), Levels.of_program()),
                 f"ringleader: {self.name}/{name}",
                 pass_fds=[log],
                 options=self.plan.worker(name).process,
@@ -393,7 +393,15 @@ class System:
     def _end(self) -> None:
         """Each step whatever became of the one before: nothing may stay, and nobody may wait for ever."""
         # The end is on record before the socket goes: whoever finds nobody there knows why.
-        for step in (self._gateway.close, self._record_end, self._control.close, self._logs.close, self._give_back):
+        steps = (
+            drop_spare,
+            self._gateway.close,
+            self._record_end,
+            self._control.close,
+            self._logs.close,
+            self._give_back,
+        )
+        for step in steps:
             try:
                 step()
             except Exception as failure:

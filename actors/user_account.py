@@ -142,10 +142,10 @@ def _check(account: Account) -> None:
 
 def _let_go_of_the_tracker() -> None:
     """The library's resource tracker runs as the user before, and removes whatever shared memory it is told to."""
-    from multiprocess import resource_tracker  # a worker has it; who only checks a topology does without
+    from multiprocessing import resource_tracker  # a worker has it; who only checks a topology does without
 
-    tracker = resource_tracker._resource_tracker
-    descriptor, tracker._fd = tracker._fd, None
+    tracker = vars(resource_tracker._resource_tracker)
+    descriptor, tracker["_fd"] = tracker["_fd"], None
     if descriptor is not None:
         with suppress(OSError):
             os.close(descriptor)

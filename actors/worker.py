@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import cloudpickle
 
 from actors import log_worker
 from actors.codec import RUN, RunCodec
@@ -30,11 +29,11 @@ from actors.housekeeping import Housekeeping
 from actors.inlets import Inlet
 from actors.links import Arrival, Link
 from actors.log_worker import Levels
+from actors.newborn import arm_parent_death, inherited
 from actors.opened import Opened
 from actors.outgoing import Lane, Outgoing, Puts
 from actors.pausing import Pausing
 from actors.plan import GATEWAY, Plan, WorkerPlan
-from actors.process import arm_parent_death, inherited
 from actors.reserving import Reserver
 from actors.resume import RUNTIME, SESSION, Names
 from actors.ring_sizes import largest_message
@@ -66,7 +65,7 @@ RUN_BYTES = 1 << 15  # a run is cut there, so that its first message need not wa
 
 @dataclass(frozen=True)
 class Boot:
-    """What a worker process is started with. Travels by cloudpickle: handlers may be defined anywhere."""
+    """What a worker process is started with. The plan travels by `shipping`: handlers may be defined anywhere."""
 
     plan: Plan
     worker: str
@@ -88,7 +87,7 @@ def main(boot_bytes: bytes, levels: Levels | None = None, opened: Opened | None 
     arm_parent_death()
     if levels is not None:
         log_worker.install(inherited()[0], levels)
-    boot: Boot = cloudpickle.loads(boot_bytes)
+    boot: Boot = pickle.loads(boot_bytes)
     wires = Wires(held=opened.segments if opened is not None else {})
     board = attach_board(boot.run_id, wires)
     # failpoint: board-attached

@@ -15,7 +15,7 @@ from persist.errors import UnsafeDirectory
 from persist.ownership import open_in, was_put_there_by_us
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-CHUNK = 1 << 18
+CHUNK = 1 << 16  # read at once: larger ones are memory from the system each time, and cost a fault for each page
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has none, and none of the next one
 _fallocate = getattr(os, "posix_fallocate", None)

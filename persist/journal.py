@@ -41,7 +41,7 @@ from persist.spare import prepare_spare, wipe_spare
 from persist.writer import AHEAD_BYTES, INTERRUPTED, RESERVE_BYTES, Writer, encode_head
 
 SEGMENT_BYTES = 16 << 20
-SEGMENT_FRAMES = 1024  # recovery costs about 5 us a frame, and every restart waits for it
+SEGMENT_FRAMES = 512  # recovery costs about 5 us a frame, and every restart waits for it
 LEVELS = ("process", "power")
 
 MakeSnapshot = Callable[[Recovered | None, int], Snapshot]

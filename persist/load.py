@@ -11,7 +11,7 @@ import msgspec
 
 from persist.errors import DamagedJournal, UnknownName
 from persist.files import CHUNK, Directory
-from persist.format import SEGMENT_HEADER, BadFrame, Send, Snapshot, decode_sends, decode_transaction
+from persist.format import BadFrame, Send, Snapshot, decode_sends, decode_transaction
 from persist.names import current_peers, current_routes
 from persist.reader import Segment, SegmentReader, Survey, survey
 from persist.recovery import Fold, Outbox, Recovered, Route, by_name, name
@@ -48,15 +48,16 @@ def recover(directory: Directory, found: Survey) -> Recovered:
     for segment, after in found.pairs():
         peers = segment.snapshot.peers
         reader = SegmentReader(directory, segment, last=segment.number == found.last)
-        offset = SEGMENT_HEADER
+        position = segment.first_position
         try:
             if after is None:
                 fold = Fold(segment.epoch, segment.snapshot)
                 for frame in reader:
-                    offset = segment.offset(frame.position)
+                    position = frame.position
                     transaction = decode_transaction(frame.body)
                     fold.apply(transaction)
-                    outbox.see(frame.position, peers, transaction.sends)
+                    if transaction.sends:
+                        outbox.see(position, peers, transaction.sends)
                 recovered = fold.result(outbox)
                 recovered.position = reader.end
                 recovered.torn = found.torn or reader.torn
@@ -68,9 +69,10 @@ def recover(directory: Directory, found: Survey) -> Recovered:
                 outbox.see_all(segment.body, segment.end - segment.body, begin, end)
                 continue
             for frame in reader:
-                offset = segment.offset(frame.position)
-                outbox.see(frame.position, peers, decode_sends(frame.body))
+                position = frame.position
+                outbox.see(position, peers, decode_sends(frame.body))
         except (msgspec.DecodeError, BadFrame) as error:
+            offset = segment.offset(position)
             raise DamagedJournal(segment.path, offset, segment.size - offset, str(error)) from None
     recovered.routes = {segment.number: tuple(segment.snapshot.routes) for segment in found.segments}
     return recovered

@@ -16,8 +16,6 @@ GRACE = 5.0  # seconds for processes that were told to end to be gone
 SINGLETONS = (
     "ringleader: guardian",
     "ringleader: fork server",
-    "multiprocess.forkserver",
-    "multiprocess.resource_tracker",
     "multiprocessing.resource_tracker",
 )
 

@@ -8,9 +8,8 @@ import os
 import signal
 import subprocess
 import time
+from multiprocessing import resource_tracker
 from typing import Any
-
-from multiprocess import resource_tracker
 
 from actors import Handler, Message, State, handle
 
@@ -82,7 +81,7 @@ class Teller(Handler, busy_limit=0.5):
             "capabilities": rights,
             "dies with its parent by": death.value,
             "others may trace it": library.prctl(3, 0, 0, 0, 0),
-            "tracker": resource_tracker._resource_tracker._fd,
+            "tracker": vars(resource_tracker._resource_tracker)["_fd"],
             "nice": os.nice(0),
             "cwd": os.getcwd(),
             "home": os.environ["HOME"],

@@ -93,7 +93,7 @@ def works(segment: str, name: str, epoch: int, behaviour: str) -> int:
 
 
 def writes_to_what_it_was_given() -> None:
-    from actors.process import inherited
+    from actors.newborn import inherited
 
     for number, descriptor in enumerate(inherited()):
         os.write(descriptor, str(number).encode())

@@ -270,27 +270,21 @@ def test_a_worker_has_the_descriptors_that_it_was_given_and_no_others(tmp_path: 
             journal = str(tmp_path / "run" / "journals" / "w")
             explained = {
                 "standard streams": [fd for fd in found if fd <= 2],
-                "lifeline and the library's sentinel": _pipes(found),
+                "lifeline": [fd for fd, to in found.items() if fd > 2 and to.startswith("pipe:")],
                 "last words": [fd for fd, to in found.items() if "ringleader-last-words" in to],
                 "journal": [fd for fd, to in found.items() if to == journal or to.startswith(journal + "/")],
                 "board and rings": [fd for fd, to in found.items() if to.startswith("/dev/shm/ringleader-")],
                 "channel for log records": [fd for fd, to in found.items() if to.startswith("socket:")],
-                "library's stdin": [fd for fd, to in found.items() if fd > 2 and to == "/dev/null"],
             }
             rest = set(found) - {fd for fds in explained.values() for fd in fds}
             assert not rest, {fd: found[fd] for fd in rest}
             assert len(explained["last words"]) == len(explained["channel for log records"]) == 1
             assert len(explained["board and rings"]) == 3
-            # The lifeline, the library's sentinel, and its resource tracker.
-            assert len(explained["lifeline and the library's sentinel"]) == 3, explained
+            assert len(explained["lifeline"]) == 1, explained
             assert "/etc/hostname" not in found.values()
     finally:
         for fd in (stray, listening, other):
             os.close(fd)
-
-
-def _pipes(found: dict[int, str]) -> list[int]:
-    return [fd for fd, to in found.items() if fd > 2 and to.startswith("pipe:")]
 
 
 OOM = """

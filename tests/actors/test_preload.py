@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from actors import Handler, Message, Topology, TopologyError, handle
+from actors import process as process_module
 from actors.process import stop_forkserver
+from tests.actors.waiting import until
 
 
 class Where(Message): ...
@@ -54,6 +57,26 @@ def test_a_preloaded_module_is_imported_once_for_all_workers(tmp_path: Path, mod
     assert (len({one.imported_in for one in found}) == 1) is preload
     assert all((one.imported_in == one.runs_in) is not preload for one in found)
     assert all(one.imported_in != os.getpid() for one in found)
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_a_restart_finds_what_was_preloaded(
+    tmp_path: Path, module: str, spare: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not its process was ready before the death."""
+    if not spare:
+        monkeypatch.setattr("actors.system.keep_spare", lambda: None)
+    with topology(tmp_path, preload=[module]).start() as system:
+        before = system.ask("asked", Where(), reply=Pid)
+        if spare:
+            until(lambda: process_module._spare is not None and process_module._spare.pid, "a spare to be born")
+        ready = process_module._spare.pid if process_module._spare is not None else 0
+        os.kill(before.runs_in, signal.SIGKILL)
+        after = system.ask("asked", Where(), reply=Pid)
+    stop_forkserver()
+    assert after.runs_in not in {before.runs_in, after.imported_in}
+    assert after.imported_in == before.imported_in
+    assert (after.runs_in == ready) is spare
 
 
 def test_what_cannot_be_preloaded_is_told(tmp_path: Path) -> None:

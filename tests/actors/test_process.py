@@ -11,11 +11,11 @@ import signal
 import subprocess
 import sys
 import threading
+from multiprocessing import spawn
 from pathlib import Path
 
 import psutil
 import pytest
-from multiprocess import spawn
 
 from actors import forkserver as forkserver_module
 from actors import process as process_module
@@ -106,12 +106,19 @@ def test_descriptors_are_passed_in_their_order(started) -> None:
         os.close(reader)
 
 
+def descriptors(pid: int) -> set[str]:
+    """The pipes and sockets of a process that are not its standard streams."""
+    links = {fd.name: os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    streams = {links.get(name) for name in "012"}
+    return {to for to in links.values() if to.startswith(("pipe:", "socket:")) and to not in streams}
+
+
 def test_worker_does_not_keep_the_fork_server_up(started, tmp_path: Path) -> None:
     started.append(WorkerProcess.start(targets.starts_a_grandchild, (tmp_path / "pid", "hold")))
-    text_of(tmp_path / "pid")
-    alive = os.readlink(f"/proc/self/fd/{process_module._server._forkserver_alive_fd}")
-    for pid in (started[0].pid, int(text_of(tmp_path / "pid"))):
-        assert alive not in [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    grandchild = int(text_of(tmp_path / "pid"))
+    assert len(descriptors(server_pid())) >= 3, "the lifeline, requests, and where to tell an end"
+    for pid in (started[0].pid, grandchild):
+        assert not descriptors(pid) & descriptors(server_pid())
 
 
 def test_signals_to_everyone_do_not_end_the_fork_server(started) -> None:
@@ -329,8 +336,8 @@ if "server stopped" in extra:
     # With a request under way, as at a kill in the middle of a start.
     for pid in servers:
         os.kill(pid, signal.SIGSTOP)
-    connect, sent = _server.connect_to_new_process, threading.Event()
-    _server.connect_to_new_process = lambda fds: (connect(fds), sent.set())[0]
+    request, sent = _server.request, threading.Event()
+    _server.request = lambda *what: (request(*what), sent.set())[0]
     threading.Thread(target=WorkerProcess.start, args=(targets.holds,), daemon=True).start()
     sent.wait()
 print(len(servers), *servers, *[worker.pid for worker in workers], flush=True)
@@ -376,7 +383,7 @@ import os
 from actors.process import WorkerProcess, _server
 from tests.actors import targets
 worker = WorkerProcess.start(targets.holds)
-lifelines = worker._lifeline, worker._data, _server._lifeline, _server._forkserver_alive_fd
+lifelines = worker._birth.lifeline, worker._birth.status, _server._lifeline, _server._requests.fileno()
 pid = os.fork()
 found = []
 for fd in lifelines:
@@ -401,10 +408,10 @@ def test_fork_of_the_supervisor_holds_no_lifeline() -> None:
 
 ARMED = """
 import fcntl, os, sys
-from actors import process
+from actors import newborn
 read, write = os.pipe()
 {prepare}
-process.arm_parent_death(read, {server})
+newborn.arm_parent_death(read, {server})
 print("armed", flush=True)
 os.read(0, 1)
 os.close(write)

@@ -15,7 +15,7 @@ import psutil
 from bus import RING_IMPLEMENTATION
 
 ROOT = Path(__file__).parents[2]
-OURS = ("ringleader", "msgspec", "multiprocess", "cloudpickle", "psutil")
+OURS = ("ringleader", "msgspec", "cloudpickle", "psutil")
 PEERS = ("pyzmq", "faster-fifo", "ray", "pykka", "redis", "nats-py")
 SERVERS = ("redis-server", "nats-server")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import functools
 import math
 import os
@@ -16,6 +17,7 @@ from actors.handler import HandlerSpec
 from actors.process import stop_forkserver
 from bus import Field
 from tests.bench.handlers import Back, Ball, Begin, Idler, Note, Returner, Server, Sink, Source, Tick, Token, Victim
+from tests.bench.machine import ROOT
 from tests.bench.measure import P50, P99, RATE, Case, Figure, Scale, Series
 from tests.bench.running import SystemFailed, collect, cpu, kills_are_not_news, one_of, place_for, running, until
 from tests.bench.transports import COLD_PAUSE, COLD_TRIPS, COLD_WARMUP, HOT_TRIPS, HOT_WARMUP
@@ -157,6 +159,8 @@ def idle(scale: Scale) -> Series:
 
 def start(scale: Scale) -> Series:
     """Milliseconds that `start` of eight workers takes, in a program that never started any, and a second time."""
+    for package in ("actors", "bus", "persist", "tests/bench"):
+        compileall.compile_dir(ROOT / package, quiet=2)  # as they are where they are installed
     stop_forkserver()
     measured = []
     for _ in range(2):
