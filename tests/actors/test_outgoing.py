@@ -83,7 +83,7 @@ def by_edge(runs: list[EncodedRun]) -> dict[int, list[tuple[int, bytes]]]:
     for run in runs:
         if run.flags & FLAG_CLAIM:
             assert isinstance(run.body, Large)
-            messages = [bytes(run.body.data)]
+            messages = [bytes(run.body.whole())]
         else:
             assert isinstance(run.body, bytes)
             messages = [bytes(one) for one in msgspec.msgpack.decode(run.body, type=list[msgspec.Raw])]
