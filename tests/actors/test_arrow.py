@@ -116,6 +116,7 @@ def test_a_table_of_50_mb_arrives_equal_as_views_of_its_claim_also_when_its_rece
         durability=level,
         ring_bytes=MIB,
         outbox_limit_bytes=256 * MIB,
+        claims_limit_bytes=256 * MIB,
         max_restarts=100,
         backoff_first=0.001,
     )
