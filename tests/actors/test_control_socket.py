@@ -264,19 +264,18 @@ def test_clients_that_say_nothing_half_or_hang_up_harm_nobody(path: Path, monkey
 
 def test_a_client_that_does_not_read_is_dropped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_socket, "ANSWER_WITHIN", 0.2)
+    before = sockets()
     with raw(path) as connection:
         connection.sendall(framed({"version": 1, "command": "big"}))
         assert select.select([connection], [], [], 10)[0], "it has begun to answer"
-        until(lambda: connections_of(path) == 1, "the connection to be dropped")
+        assert sockets() == before + 2, "the client's end and the server's"
+        until(lambda: sockets() == before + 1, "the connection to be dropped")
         assert ask(path, "echo", Text("fine"), Text).text == "fine"
 
 
-def connections_of(path: Path) -> int:
-    """How many ends of connections this process has: 1 is the client's own, when the server has dropped it."""
-    return sum(one.startswith("socket:") for one in open_files()) - SOCKETS_OF_A_SERVER
-
-
-SOCKETS_OF_A_SERVER = 3  # the listener, and both ends of what wakes it
+def sockets() -> int:
+    """How many this process has."""
+    return sum(one.startswith("socket:") for one in open_files())
 
 
 def open_files() -> list[str]:

@@ -11,11 +11,11 @@ import signal
 import subprocess
 import sys
 import threading
-from multiprocessing import spawn
 from pathlib import Path
 
 import psutil
 import pytest
+from multiprocess import spawn
 
 from actors import forkserver as forkserver_module
 from actors import process as process_module
