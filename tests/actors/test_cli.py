@@ -80,7 +80,7 @@ def test_status_shows_workers_messages_and_edges(fake: Fake, home: Path) -> None
     assert re.search(rf"stats +{os.getpid()} +running +1 +0", out)
     assert re.search(r"messages; rates and CPU over 1\d s since the start", out)
     assert re.search(r"stats +123456 +777 +\d+ +\d+\.?\d* +ingest/41 stats_first", out)
-    assert re.search(r"ingest -> stats +800 +1\.0 MiB +2\.0 KiB +50 +1\.0 MiB", out)
+    assert re.search(r"ingest -> stats +800 +1\.0 MiB +2\.0 KiB +4\.0 KiB +50 +1\.0 MiB", out)
     assert "gateway -> stats" not in out
 
 

@@ -7,6 +7,7 @@ import inspect
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ import pytest
 from actors import Handler, Message, Topology, handle
 from actors.exits import ExitStatus
 from actors.restart import ChildSpec
+from actors.ring_sizes import Room, fitted
 
 ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
 PAGE = (ROOT / "actors" / "SERVICE.md").read_text()
 UNIT = re.findall(r"```ini\n(.*?)```", PAGE, re.DOTALL)[0]
 
@@ -75,7 +78,8 @@ class Worker(Handler):
         self.send(item)
 
 
-def rings(routes: list[tuple[int, int]]) -> int:
+def rings(routes: list[tuple[int, int]]) -> tuple[int, dict[int, int]]:
+    """How many rings ten workers with these routes have, and how many of each size in a container of 64 MiB."""
     topology = Topology("sizes")
     for number in range(10):
         topology.worker(f"w{number}", **{f"h{number}": Worker})
@@ -84,11 +88,18 @@ def rings(routes: list[tuple[int, int]]) -> int:
         if targets:
             topology.route(f"h{source}", Item, to=targets)
     topology.external("h0", Item)
-    return len(topology.compile().edges)
+    edges = topology.compile().edges
+    return len(edges), Counter(fitted(edges, 0, Room(64 * MIB, None), {}).values())
 
 
 def test_what_the_page_says_of_shared_memory() -> None:
-    chain = rings([(n, n + 1) for n in range(9)])
-    everyone = rings([(a, b) for a in range(10) for b in range(10) if a != b])
-    assert f"a chain of ten workers takes {chain} MiB" in PAGE
-    assert f"all talk to each other {everyone} MiB" in PAGE
+    page = " ".join(PAGE.split())
+    chain, sizes = rings([(n, n + 1) for n in range(9)])
+    assert sizes == {MIB: chain}
+    assert f"so the chain takes {chain} MiB" in page
+    everyone, sizes = rings([(a, b) for a in range(10) for b in range(10) if a != b])
+    assert f"{chain} for a chain of ten workers, {everyone} for ten workers that all talk to each other" in page
+    (small, most), *others = Counter(sizes).most_common()
+    assert most > sum(count for _, count in others)
+    together = sum(size * count for size, count in sizes.items()) / MIB
+    assert f"are smaller there ({small >> 10} KiB), and they take {together:.0f} MiB together" in page

@@ -151,6 +151,6 @@ def test_the_next_one_begins_with_nothing_said(started) -> None:
 def test_answers_of_long_ago_are_dropped(started, tmp_path: Path) -> None:
     started.append(WorkerProcess.start(targets.waits_with_a_thread, (tmp_path / "up", "idle")))
     text_of(tmp_path / "up")
-    os.write(started[0]._words.fd, b"x" * (LIMIT + 1))
+    os.write(started[0]._birth.words.fd, b"x" * (LIMIT + 1))
     assert stacks(started[0]).count("x") < 100
     assert len(started[0].words()) < 10_000

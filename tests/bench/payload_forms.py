@@ -203,8 +203,7 @@ def cases() -> list[Case]:
         for form in ("view", "array"):
             run = functools.partial(payload, form, size)
             found.append(Case(group, f"memory, {form}", run, figures, ours=True, missing=missing))
-    copying = (*figures, Figure("sender CPU", "sender", "us/message"))
     for form in ("bytes", "array"):
         run = functools.partial(limit, form, 1 << 20)
-        found.append(Case("payload, 1 MiB", f"memory alone, {form} (limit)", run, copying, missing=missing))
+        found.append(Case("payload, 1 MiB", f"memory alone, {form} (limit)", run, figures, missing=missing))
     return found

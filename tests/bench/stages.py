@@ -29,8 +29,8 @@ from tests.bench.running import collect, left_in, one_of, place_for, running
 COUNT = 300_000  # messages
 
 PLACES = (
-    Place("encode", "actors.codec", "RunCodec", "encode_run"),
-    Place("encode", "actors.codec", "RunCodec", "check_run"),
+    Place("group", "actors.codec", "RunCodec", "encode_run"),
+    Place("group", "actors.codec", "RunCodec", "check_run"),
     Place("group", "actors.outgoing", "Outgoing", "encode"),
     Place("free", "actors.outgoing", "Outgoing", "clear"),
     Place("on_loop", "actors.dispatch", "Dispatcher", "run_source"),
@@ -49,8 +49,7 @@ SENDER = {
     "make": "the message is made",
     "send": "`send` finds its lane, checks it and encodes it",
     "on_loop": "the rest of `on_loop` and its loop",
-    "encode": "runs of what `send` leaves as it is",
-    "group": "runs are put together",
+    "group": "runs are put together, of what `send` has left as it is too",
     "append": "journal: frame, checksum, `write`",
     "commit": "numbers, outbox, cells",
     "publish": "to the ring, and the doorbell",
