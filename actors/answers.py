@@ -54,7 +54,11 @@ class Answers:
 
     def fail(self, seq: int, handler: str, type_name: str, reason: str) -> None:
         """The question `seq` was given up."""
-        self._add(FLAG_ERROR, pack_failure(seq, handler, type_name, reason))
+        body = pack_failure(seq, handler, type_name, reason)
+        while len(body) > self._limit and reason:
+            reason = reason[: len(reason) // 2]
+            body = pack_failure(seq, handler, type_name, reason)
+        self._add(FLAG_ERROR, body)
 
     def tell(self, seq: int, problems: Sequence[str]) -> None:
         """What the command `seq` has done."""

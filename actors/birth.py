@@ -5,8 +5,10 @@ Every wait is bounded. Whatever becomes of it, closing our ends makes sure that 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -41,6 +43,11 @@ class Birth:
             self.pid = 0
             self.pidfd = -1
             ours.pop_all()
+
+    def wake(self) -> None:
+        """Have it go on if it was stopped."""
+        with contextlib.suppress(OSError, AttributeError):  # where that can be told by a pidfd, and it lives
+            signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
 
     def await_pid(self, deadline: float) -> int:
         """Its pid, once there is one; TimeoutError, or OSError and EOFError if it will never be."""

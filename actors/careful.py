@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from actors.dispatch import Dispatcher
 
 FULL_PAUSE = 0.1  # before what found no room on the disk is tried again
+REASON_LIMIT = 1024  # characters of what an exception says, in a dead letter and in an answer
 DETAIL_LIMIT = 8192  # bytes of a traceback kept with a dead letter
 
 Key = tuple[int, int]  # peer index, sequence number
@@ -184,7 +185,7 @@ class Careful:
         """This message has raised: it is rolled back and counted. Raises MessageFailed where that ends the worker."""
         tolerance = self._tolerances.get(route, self._default)
         count = self.attempts.get(key, 0) + 1
-        reason = f"{type(error).__name__}: {error}"
+        reason = _shortened(f"{type(error).__name__}: {error}")
         if isinstance(error, (CodecRefused, LayoutMismatch)):
             self._refused.add(key)
         elif tolerance.crash:
@@ -273,3 +274,8 @@ class Careful:
             self._errors.pop(key, None)
             self._refused.discard(key)
             self._counted.discard(key)
+
+
+def _shortened(text: str) -> str:
+    """An exception may carry any amount of text; neither a journal nor an answer has to."""
+    return text if len(text) <= REASON_LIMIT else f"{text[:REASON_LIMIT]}... ({len(text):,} characters)"

@@ -263,7 +263,8 @@ class MemoryClaims(Claims):
         for number in numbers:
             for peer, seq, ticket in self._left(number):
                 ring = links[peer].producing
-                if ring is not None and seq > ring.get(Cell.ACK):
+                # What was not published will be sent again, as another one.
+                if ring is not None and ring.get(Cell.ACK) < seq <= links[peer].outbound.published:
                     found.append((seq, peer, ticket))
         for seq, peer, ticket in sorted(found):
             self.hold(links[peer], seq, ticket)

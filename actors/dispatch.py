@@ -232,7 +232,7 @@ class Dispatcher:
                 if not self._handle(arrival, skip):
                     return arrivals[number:]
             room -= arrival.length
-            if room <= 0 or self._outgoing.heavy:
+            if room <= 0 or self._outgoing.heavy or time.monotonic_ns() > self._until:
                 return arrivals[number + 1 :]
         return ()
 

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from actors.claims import Claims
 from actors.codec import FLAG_CLAIM, FLAG_COMMAND, RUN, unpack_header
-from actors.errors import BadRecord
+from actors.errors import BadRecord, MessageTooLarge
 from actors.in_place import Places, RingPlace
 from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
@@ -248,6 +248,7 @@ class Endpoint:
         consumed = [link for link in self.links if link.inbound.seen != link.inbound.watermark]
         if not (consumed or runs or states or keys or dead or removed or attempts):
             return
+        self._check_sizes(runs)
         try:
             sends = self._number(runs)
         except JournalFull:
@@ -308,6 +309,17 @@ class Endpoint:
         self.claims.withdraw()
         if self.journal is not None:  # shared memory tells by itself, by the error, what it has no room for
             self.cells[Field.DISK_FULL] = 1
+
+    def _check_sizes(self, runs: Sequence[EncodedRun]) -> None:
+        """MessageTooLarge for what its ring could never carry: in the journal it would be found again and again."""
+        for run in runs:
+            if run.flags & FLAG_CLAIM:
+                continue  # a ticket
+            for peer in run.peers:
+                ring = self.links[peer].producing
+                if ring is not None and len(run.body) > ring.max_record - RUN.size:
+                    told = f"run for {self.links[peer].name!r}"
+                    raise MessageTooLarge(told, len(run.body), ring.max_record - RUN.size)
 
     def _number(self, runs: Sequence[EncodedRun]) -> list[Send]:
         """Sequence numbers are used here, right before the append, and nowhere else."""

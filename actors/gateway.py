@@ -18,7 +18,7 @@ import msgspec
 from actors.codec import FLAG_ASK, FLAG_CLAIM, FLAG_COMMAND, FLAG_ERROR, RunCodec
 from actors.codec_runs import run_codec
 from actors.endpoint import Endpoint
-from actors.errors import RingleaderError
+from actors.errors import MessageTooLarge, RingleaderError
 from actors.housekeeping import Housekeeping
 from actors.links import Arrival
 from actors.outgoing import EncodedRun
@@ -76,6 +76,8 @@ class Gateway:
         """A command to a worker, durable and exactly once as any message; returns what has become of it. It queues
         behind what was sent to the worker before. CommandTimeout: nothing has yet, but it will."""
         deadline = time.monotonic() + timeout
+        if len(body) > (most := self._plan.in_ring(GATEWAY, (worker,))):
+            raise MessageTooLarge(f"command to {worker!r}", len(body), most)
         place = (worker, "a command")
         key, future = self._put(self._plan.reply_route(worker).id, worker, body, place, timeout, FLAG_COMMAND, None)
         try:

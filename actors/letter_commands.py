@@ -21,6 +21,7 @@ from actors.tickets import ticket_in
 from persist.format import DeadLetter
 
 Action = Literal["requeue", "drop"]
+Letters = Sequence[tuple[str, int]]  # (peer, sequence number)
 AT_ONCE = 64  # letters of one command: what they carry goes into one transaction
 
 UNKNOWN = "no such dead letter"
@@ -41,11 +42,20 @@ class Effect(NamedTuple):
     problems: list[str]
 
 
-def commands(action: Action, letters: Sequence[tuple[str, int]]) -> Iterator[tuple[Sequence[tuple[str, int]], bytes]]:
-    """The letters in parts, each with the body of its command."""
+def commands(action: Action, letters: Letters, most: int) -> Iterator[tuple[Letters, bytes]]:
+    """The letters in parts, each with the body of its command, of at most so many bytes if it has several letters."""
     for at in range(0, len(letters), AT_ONCE):
-        part = letters[at : at + AT_ONCE]
-        yield part, msgspec.msgpack.encode(Command(action, list(part)))
+        yield from _cut(action, letters[at : at + AT_ONCE], most)
+
+
+def _cut(action: Action, part: Letters, most: int) -> Iterator[tuple[Letters, bytes]]:
+    body = msgspec.msgpack.encode(Command(action, list(part)))
+    if len(body) <= most or len(part) == 1:
+        yield part, body
+    else:
+        half = len(part) // 2
+        yield from _cut(action, part[:half], most)
+        yield from _cut(action, part[half:], most)
 
 
 def effect(

@@ -13,8 +13,8 @@ import msgspec
 from actors.control_socket import Peer, Registry
 from actors.dead_letters import LetterChange, LetterPlace
 from actors.gateway import Gateway
-from actors.letter_commands import Action, commands
-from actors.plan import Plan
+from actors.letter_commands import UNKNOWN, Action, commands
+from actors.plan import GATEWAY, Plan
 from actors.system_errors import CommandTimeout, SendTimeout
 
 ANSWER_WITHIN = 30.0
@@ -47,7 +47,11 @@ def change_running(
         if worker not in workers:
             problems |= dict.fromkeys(mine, f"this system has no worker {worker!r}; stop it first")
             continue
-        for part, body in commands(action, [(letter.peer, letter.seq) for letter in mine]):
+        most = plan.in_ring(GATEWAY, (worker,))
+        for part, body in commands(action, [(letter.peer, letter.seq) for letter in mine], most):
+            if len(body) > most:  # a letter of its own, by a name that no worker has
+                problems[LetterPlace(worker, *part[0])] = UNKNOWN
+                continue
             try:
                 outcome = gateway.command(worker, body, max(0.0, deadline - time.monotonic()))
             except (CommandTimeout, SendTimeout) as late:

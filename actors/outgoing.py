@@ -94,7 +94,8 @@ class Lane:
 
     def _opener(self, outgoing: Outgoing) -> Put:
         """What opens a run on all edges, and leaves the quickest way into it in its place."""
-        prepare = outgoing.preparer(self)
+        packs = bool(self.peers) and not self.local and self.codec.packing is not None and outgoing.packs
+        prepare = outgoing.sizer(self) if packs and self.codec.late else outgoing.preparer(self)
         queue, puts, type_ = outgoing.local, self._puts, self._type
 
         def put_local(message: Any) -> None:
@@ -103,7 +104,7 @@ class Lane:
         def keep(prepared: Any) -> None:
             append = self.messages.append
             append(prepared)
-            if self.codec.late and not self.local:
+            if self.codec.late and not self.local and not packs:
                 puts[type_] = append
                 return
 
@@ -123,6 +124,7 @@ class Lane:
             keep(prepared)
 
         def open_packed(message: Any) -> None:
+            outgoing.begin(self)
             pieces: list[Any] = []
             packer.begin(pieces)
             if packer.put(message):
@@ -134,7 +136,7 @@ class Lane:
 
         if not self.peers:
             return put_local if self.local else prepare  # routed to nobody, on purpose
-        if self.local or self.codec.packing is None or not outgoing.packs:
+        if not packs:
             return open_run
         packer = self.packer = outgoing.packer(self, lambda message: keep(prepare(message)))
         return open_packed
@@ -171,6 +173,7 @@ class Outgoing:
         self._large = 0  # bytes that wait for their claims
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
+        self._begun: set[Lane] = set()  # whose packers have been at work in this transaction
         self._closed = 0  # messages of runs that are not open any more, once for each edge
         self._rows: set[int] = set()  # peers to which rows were sent
         self.row_bytes = 0  # that were reserved
@@ -211,9 +214,32 @@ class Outgoing:
 
         return blamed if lane.local or not codec.late else lambda message: message
 
+    def sizer(self, lane: Lane) -> Callable[[Any], Any]:
+        """What `send` makes of a message that a packer has refused: itself, or Large if that is why. What is wrong with
+        it is told when it is encoded."""
+        codec, in_ring = lane.codec, self._limit(lane.peers)
+
+        def sized(message: Any) -> Any:
+            try:
+                body = codec.encode_alone(message, in_ring, self._max_claim)
+            except SenderError:
+                return message
+            if not isinstance(body, Large):
+                return message
+            body = self.lay(body)
+            self._large += body.size
+            lane.large = True
+            return body
+
+        return sized
+
     def _limit(self, peers: tuple[int, ...]) -> int:
         """The largest message that goes through the rings to all of these."""
         return min([self._max_message, *(self._in_ring[peer] for peer in peers if peer in self._in_ring)])
+
+    def begin(self, lane: Lane) -> None:
+        """A lane whose packer is about to begin. Whatever interrupts it from here on, `clear` ends that."""
+        self._begun.add(lane)
 
     def open(self, lane: Lane, pieces: list[Any] | None = None) -> None:
         """A run of this lane, which begins with the pieces that its packer makes."""
@@ -321,8 +347,9 @@ class Outgoing:
 
     def clear(self) -> None:
         """After a commit, and for a rollback: the buffered sends are gone, the lanes closed."""
-        for lane in self._open.values():
+        for lane in {*self._open.values(), *self._begun} if self._begun else self._open.values():
             lane.close()
+        self._begun.clear()
         self._open.clear()
         self._closed = 0
         self._large = 0

@@ -113,6 +113,7 @@ class WorkerProcess:
         spare = _take_spare()
         if spare is not None:
             try:
+                spare.wake()  # it may have been stopped meanwhile
                 spare.tell(message, pass_fds, time.monotonic() + LAUNCH_TIMEOUT)
                 return cls(title, spare)
             except OSError:

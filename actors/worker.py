@@ -240,6 +240,7 @@ class Worker:
                 count = cells[Field.COMMITS]
                 arrivals = dispatcher.run(arrivals)
                 worked = not blocked or cells[Field.COMMITS] != count or dispatcher.leaving != ending
+                worked |= any(arrival.link not in blocked for arrival in arrivals)
             worked |= endpoint.progress()  # after what has arrived: whoever waits for an answer to it waits no longer
             if ending and not arrivals and endpoint.all_taken:
                 break

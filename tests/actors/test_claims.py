@@ -205,15 +205,18 @@ def test_without_a_journal_the_next_incarnation_holds_what_rings_may_still_have(
     links = [link_to(index) for index in range(3)]
     try:
         tickets = [sent(before, content(n), (links[2], n), (links[0], n)) for n in range(1, 5)]
+        unpublished = sent(before, content(8), (links[2], 5), (links[0], 5))
         own = sent(before, content(9), (links[1], 1))  # carried over in its process only
         dead = before.keep(tickets[0].element())
         again: list[Any] = [link_to(index) for index in range(3)]
         again[0].producing, again[2].producing = Ring(4), Ring(2)
+        for link in again:
+            link.outbound.restore(assigned=4, acked=4, resume=4, from_position=None)
         after = MemoryClaims("a", prefix, PEERS)
         after.recover(again, None, ())
         assert after.held == tickets[2].size + tickets[3].size
         assert [digest(theirs.redeem(one)) for one in tickets[2:]] == [digest(content(n)) for n in (3, 4)]
-        for gone in (tickets[0], tickets[1], own, ticket_in(dead)):
+        for gone in (tickets[0], tickets[1], unpublished, own, ticket_in(dead)):
             assert gone is not None
             with pytest.raises(BadRecord):
                 MemoryClaims("b", prefix, PEERS).redeem(gone)

@@ -57,9 +57,13 @@ def test_what_is_no_command_is_refused(wrong: bytes) -> None:
         effect(wrong, DEAD, PEERS, HANDLED, ME)
 
 
-@given(st.lists(st.tuples(st.sampled_from(PEERS), st.integers(1, 9)), max_size=200))
-def test_many_letters_go_in_parts_of_bounded_size_and_in_order(wanted: list[tuple[str, int]]) -> None:
-    parts = list(commands("drop", wanted))
+@given(
+    st.lists(st.tuples(st.sampled_from([*PEERS, "p" * 60]), st.integers(1, 9)), max_size=200),
+    st.sampled_from([1, 100, 2000, 10**6]),
+)
+def test_many_letters_go_in_parts_of_bounded_size_and_in_order(wanted: list[tuple[str, int]], most: int) -> None:
+    parts = list(commands("drop", wanted, most))
+    assert all(len(sent) <= most or len(part) == 1 for part, sent in parts)
     assert [one for part, _ in parts for one in part] == wanted
     for part, sent in parts:
         assert 0 < len(part) <= AT_ONCE

@@ -217,3 +217,45 @@ def test_local_handlers_get_the_message_itself_or_its_encoding(packs: bool) -> N
     one.send(loose := Loose([1]))
     assert list(one.out.local) == [LocalSend(one.lanes[Loose], msgspec.msgpack.encode(loose))]
     assert one.leave() == {peer: [(2, msgspec.msgpack.encode(loose))] for peer in (2, OWN)}
+
+
+@needs_c
+def test_a_send_that_is_interrupted_while_it_opens_a_run_loses_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sending = Sending(True)
+    for n in range(2):
+        sending.send(Plain("before", n))
+    sending.out.clear()
+    opens = Outgoing.open
+
+    def interrupted(*_: Any) -> None:
+        raise TimeoutError("time is up")
+
+    monkeypatch.setattr(Outgoing, "open", interrupted)
+    with pytest.raises(TimeoutError):
+        sending.send(Plain("a", 1))
+    monkeypatch.setattr(Outgoing, "open", opens)
+    sending.out.clear()
+    assert not sending.out
+    sending.send(Plain("b", 2))
+    assert sending.leave() == {1: [(0, msgspec.msgpack.encode(Plain("b", 2)))]}
+
+
+@pytest.mark.parametrize(
+    ("packs", "message"),
+    [
+        (False, Data(b"x" * 500)),
+        pytest.param(True, Data(b"x" * 500), marks=needs_c),
+        pytest.param(True, Plain("x" * 500, 1), marks=needs_c),
+    ],
+)
+def test_what_gets_a_claim_counts_when_it_is_sent(packs: bool, message: Message, monkeypatch: Any) -> None:
+    monkeypatch.setattr("actors.outgoing.HEAVY_BYTES", 1000)
+    sending = Sending(packs, CLAIM)
+    sending.send(message)
+    assert not sending.out.heavy
+    sending.send(message)
+    assert sending.out.heavy
+    peers = ROUTES[type(message)][0]
+    assert sending.leave() == {
+        peer: [(TYPES.index(type(message)), msgspec.msgpack.encode(message))] * 2 for peer in peers
+    }

@@ -82,6 +82,15 @@ def test_a_spare_that_died_is_not_used_and_replaced(started) -> None:
     drop_spare()
 
 
+def test_a_spare_that_was_stopped_goes_on(started, tmp_path: Path) -> None:
+    waiting = spare()
+    os.kill(waiting.pid, signal.SIGSTOP)
+    until(lambda: psutil.Process(waiting.pid).status() == psutil.STATUS_STOPPED, "the spare to be stopped")
+    started.append(WorkerProcess.start(targets.tells_about_itself, (tmp_path / "facts",)))
+    assert started[0].pid == waiting.pid
+    assert text_of(tmp_path / "facts")
+
+
 def test_it_is_no_worker_and_keeps_nothing_up() -> None:
     pid = spare().pid
     stop_forkserver()
