@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from actors import Handler, Message, Topology, handle
 from actors.careful import REASON_LIMIT
+from actors.dispatch import BATCH_NS
 from actors.system_errors import AskFailed
 
 from .waiting import until
@@ -31,14 +32,16 @@ class Loud(Handler):
 
 
 class Slow(Handler):
-    """Each step ends once its file is there."""
+    """Each step takes longer than a batch may, and ends once its file is there."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
 
     @handle
     def on_step(self, step: Step) -> None:
+        until_ns = time.monotonic_ns() + 2 * BATCH_NS
         (self.place / f"begun-{step.n}").touch()
+        until(lambda: time.monotonic_ns() > until_ns, "the end of its time", 60)
         until((self.place / f"end-{step.n}").exists, "the end of the step", 60)
 
 
@@ -81,7 +84,6 @@ def test_messages_that_were_sent_one_by_one_are_committed_when_time_is_up(tmp_pa
             system.send("slow", Step(n))
         system.resume("w")
         until((tmp_path / "begun-1").exists, "the first step")
-        threading.Event().wait(0.05)  # longer than a batch may take
         (tmp_path / "end-1").touch()
         until((tmp_path / "begun-2").exists, "the second step")
         assert system.status().workers[0].handled_messages == 1
