@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[1]
-FIRST = ["tests/actors", "tests/bus", "tests/persist/ilm"]
+FIRST = ["tests/actors", "tests/bus"]
 HALVES = (FIRST, ["tests", *(f"--ignore={folder}" for folder in FIRST)])
 OWN_SHM = (
     *("unshare", "--mount", "--propagation", "private", "sh", "-c"),
