@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from actors.codec import pack_header
+import pytest
+
+from actors.codec import RUN, pack_header
 from actors.endpoint import Endpoint
+from actors.errors import MessageTooLarge
 from actors.outgoing import EncodedRun
 from bus import Board, Cell, Field, PyRing, board_size, format_ring, ring_size
 from persist import Outbound
@@ -85,3 +88,21 @@ def test_what_was_taken_and_not_handled_is_not_let_go_when_what_was_held_up_goes
     endpoint.commit()
     endpoint.release()
     assert mine_in.get(Cell.HEAD) == peer_out.get(Cell.TAIL)
+
+
+def test_what_no_ring_can_carry_is_refused_before_it_has_a_number() -> None:
+    """In a journal it would be found again at each start, and published in vain."""
+    board = Board.format(bytearray(board_size(NAMES)), NAMES)
+    memory = bytearray(ring_size(4096))
+    format_ring(memory, 4096, 1)
+    endpoint = Endpoint("a", NAMES, board.block("a"), level="memory", outbox_limit=10**6, memory_limit=10**6)
+    ring = PyRing(memory)
+    endpoint.connect("b", producing=ring, consuming=None, bell=board.block("b").doorbell, inside=False)
+    endpoint.resume(None, None)
+    most = ring.max_record - RUN.size
+    with pytest.raises(MessageTooLarge, match=f"of {most + 1} bytes, over the limit of {most}"):
+        endpoint.commit([EncodedRun(0, 1, 0, (2,), bytes(10)), EncodedRun(0, 1, 0, (2,), bytes(most + 1))])
+    assert endpoint.links[2].outbound.assigned == 0
+    assert ring.used() == 0
+    endpoint.commit([EncodedRun(0, 1, 0, (2,), bytes(most))])
+    assert endpoint.links[2].outbound.published == 1
