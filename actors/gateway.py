@@ -74,10 +74,9 @@ class Gateway:
 
     def command(self, worker: str, body: bytes, timeout: float) -> list[str]:
         """A command to a worker, durable and exactly once as any message; returns what has become of it. It queues
-        behind what was sent to the worker before. CommandTimeout: nothing has yet, but it will."""
+        behind what was sent to the worker before. CommandTimeout: nothing has yet, but it will.
+        MessageTooLarge: no ring would carry it."""
         deadline = time.monotonic() + timeout
-        if len(body) > (most := self._plan.in_ring(GATEWAY, (worker,))):
-            raise MessageTooLarge(f"command to {worker!r}", len(body), most)
         place = (worker, "a command")
         key, future = self._put(self._plan.reply_route(worker).id, worker, body, place, timeout, FLAG_COMMAND, None)
         try:
@@ -145,7 +144,7 @@ class Gateway:
             try:
                 # failpoint: gateway-before-commit
                 self._endpoint.commit([EncodedRun(route, 1, flags, (peer,), body)])
-            except JournalFull:
+            except (JournalFull, MessageTooLarge):  # refused, and all is as before
                 raise
             except BaseException as failure:
                 # A Ctrl-C, say, in the middle of it: what is in the journal and what is known here may differ from now

@@ -12,6 +12,7 @@ import msgspec
 
 from actors.control_socket import Peer, Registry
 from actors.dead_letters import LetterChange, LetterPlace
+from actors.errors import MessageTooLarge
 from actors.gateway import Gateway
 from actors.letter_commands import UNKNOWN, Action, commands
 from actors.plan import GATEWAY, Plan
@@ -49,13 +50,12 @@ def change_running(
             continue
         most = plan.in_ring(GATEWAY, (worker,))
         for part, body in commands(action, [(letter.peer, letter.seq) for letter in mine], most):
-            if len(body) > most:  # a letter of its own, by a name that no worker has
-                problems[LetterPlace(worker, *part[0])] = UNKNOWN
-                continue
             try:
                 outcome = gateway.command(worker, body, max(0.0, deadline - time.monotonic()))
             except (CommandTimeout, SendTimeout) as late:
                 outcome = [str(late)] * len(part)
+            except MessageTooLarge:  # one letter, by a name that no worker has
+                outcome = [UNKNOWN]
             if len(outcome) != len(part):  # the worker could make nothing of it
                 outcome = [*outcome, "the command was not understood"][:1] * len(part)
             problems |= {LetterPlace(worker, *place): why for place, why in zip(part, outcome, strict=True)}
