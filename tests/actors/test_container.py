@@ -91,8 +91,14 @@ def test_as_pid_1_it_takes_commands_and_drains_on_sigterm(tmp_path: Path, contai
     assert (done.returncode, done.stderr) == (0, "")
     assert "stats: restarted, process " in done.stdout
     # An orphan of the container: PID 1 is its parent now, and must not keep it as a zombie.
-    container.inside("sh", "-c", "(setsid sleep 1 >/dev/null 2>&1 &); true")
-    orphan = next(child for child in container.main.children() if child.name() == "sleep")
+    container.inside("sh", "-c", "(setsid sleep 1000 >/dev/null 2>&1 &); true")
+
+    def sleeping() -> list[psutil.Process]:
+        return [child for child in container.main.children() if child.name() == "sleep"]
+
+    until(lambda: sleeping(), "the orphan to have PID 1 as its parent", 30)
+    (orphan,) = sleeping()
+    orphan.kill()
     until(lambda: not orphan.is_running(), "the orphan to be reaped", 30)
     container.main.send_signal(signal.SIGTERM)
     assert container.running.end() == (0, "", "")

@@ -13,7 +13,8 @@ import multiprocessing
 import signal
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -47,7 +48,8 @@ def run_sides(sides: Sequence[tuple[Side, tuple[Any, ...]]], timeout: float) -> 
         for side, args in sides:
             link, theirs = CONTEXT.Pipe()
             process = CONTEXT.Process(target=_run, args=(theirs, side, args), daemon=True)
-            process.start()
+            with uninterrupted():
+                process.start()
             theirs.close()
             links.append(link)
             processes.append(process)
@@ -72,6 +74,17 @@ def run_sides(sides: Sequence[tuple[Side, tuple[Any, ...]]], timeout: float) -> 
             process.close()
         for link in links:
             link.close()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """What is typed at a terminal acts when the block is left: a process that was told half of what it is to do, or has
+    not yet said that it minds no interrupt, would end with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _expect(link: Connection[Any, Any], deadline: float) -> Any:

@@ -20,7 +20,7 @@ from tests.bench.catalogue import cases
 from tests.bench.channels import sleep_until
 from tests.bench.machine import ROOT
 from tests.bench.measure import P99, RATE, Case, Figure, Sampled, Scale, outcomes, quantile
-from tests.bench.pairs import Meet, SideFailed, run_pair
+from tests.bench.pairs import Meet, SideFailed, run_pair, uninterrupted
 from tests.bench.report import Results
 from tests.bench.run import main, measure
 from tests.bench.targets import AWAITED, FLOORS, Floor, lines, verdicts
@@ -281,6 +281,16 @@ from tests.bench.run import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main())
 """
+
+
+def test_an_interrupt_waits_while_a_process_is_told_what_it_is_to_do() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - where it is raised is what is tested
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("inside")
+        reached.append("behind")
+    assert reached == ["inside"]
 
 
 def test_an_interrupt_ends_it_with_all_that_it_has_started(tmp_path: Path) -> None:

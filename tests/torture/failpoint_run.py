@@ -31,6 +31,7 @@ from tests.torture.rows_system import tortured as rows
 from tests.torture.run import identity_of, left_over
 
 PATIENCE = 60.0  # seconds, until the next one of a group acts, and for everyone to get on
+FIRST_START = 90.0
 AGAIN = 0.12  # seconds between two provocations
 HUNG = 0.05  # of the stopped workers are left to the supervisor
 CLAIM = 0.3  # seconds from being about to act until it has
@@ -144,6 +145,7 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ one group
     def take(self, group: Sequence[Combination]) -> None:
+        self._come_up()
         waiting = list(group)
         for one in waiting:
             self._arm(one)
@@ -176,6 +178,15 @@ class Run:
             self.board.set(flag, 0)
         self.board.disarm("append-before-write")
         self._get_on()
+
+    def _come_up(self) -> None:
+        """The first start takes long: its processes compile what they import, with the calls."""
+        deadline = time.monotonic() + FIRST_START
+        while not self.up:
+            if time.monotonic() > deadline:
+                raise Trouble(f"the system did not come up within {FIRST_START:g} s")
+            self.look()
+            pause(LOOK)
 
     def _arm(self, one: Combination) -> None:
         self._serial += 1
