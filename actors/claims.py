@@ -72,6 +72,11 @@ class Claims:
         """Take up what the last incarnation left: hold what is still to be consumed, remove the rest. The links stand
         where they will go on."""
 
+    @property
+    def pending(self) -> bool:
+        """There is something for `committed` or `settle` to do."""
+        return bool(self._fresh or self._laid)
+
     def settle(self) -> None:
         """Before anything is acknowledged: what was redeemed until now will not be redeemed again, but for what comes
         again."""
@@ -150,13 +155,15 @@ class Claims:
 
     def committed(self, dead: Iterable[DeadLetter], removed: Iterable[DeadLetter]) -> None:
         """The transaction was; its sends follow, by `sent`."""
-        self._fresh.clear()
+        if self._fresh:
+            self._fresh.clear()
         if self._laid:  # for handlers of this worker, which have handled it
             laid, self._laid = self._laid, set()
             for number in laid:
                 self._free(number)
-        self._count(dead, 1)
-        self._count(removed, -1)
+        if dead or removed:
+            self._count(dead, 1)
+            self._count(removed, -1)
 
     def _count(self, letters: Iterable[DeadLetter], by: int) -> None:
         for letter in letters:

@@ -213,6 +213,10 @@ class MemoryClaims(Claims):
         self._mapped_bytes += len(found)
         return found
 
+    @property
+    def pending(self) -> bool:
+        return bool(self._fresh or self._laid or self._redeemed)
+
     def settle(self) -> None:
         if not self._redeemed:
             return

@@ -97,6 +97,11 @@ class Dispatcher:
         self.blocked = self.careful.blocked
         self.leaving = False  # a handler has asked for the end of this worker, and that is committed
 
+    @property
+    def settled(self) -> bool:
+        """Nothing has failed, waits or ends."""
+        return not (self.attempts or self.blocked or self.careful.crowded or self.leaving)
+
     # ------------------------------------------------------------------------------------------------ lifecycle
     def start(self, again: bool) -> None:
         """Makes the handlers and calls their `on_start`. What they raise ends the worker.
@@ -220,6 +225,8 @@ class Dispatcher:
 
     def _handle_all(self, arrivals: Sequence[Arrival]) -> Sequence[Arrival]:
         """Handles until time or the size of a batch is up; returns what is left."""
+        if len(arrivals) == 1 and self._handle_alone(arrivals[0]):
+            return ()
         room = self._plan.limits.batch
         for number, arrival in enumerate(arrivals):
             skip = self._endpoint.admit(arrival)
@@ -235,6 +242,42 @@ class Dispatcher:
             if room <= 0 or self._outgoing.heavy or time.monotonic_ns() > self._until:
                 return arrivals[number + 1 :]
         return ()
+
+    def _handle_alone(self, arrival: Arrival) -> bool:
+        """Handles a message that came by itself, for one handler, as `_handle` would. False: it is no such message, and
+        nothing was done."""
+        inlet, link, first = self._inlets.get(arrival.route), arrival.link, arrival.first
+        if inlet is None or inlet.alone is None or arrival.length != 1 or arrival.flags:
+            return False
+        if first != link.inbound.seen + 1 or link is self._endpoint.me:
+            return False
+        try:
+            (message,) = inlet.codec.decode_run(arrival.body)
+        except Exception:
+            return False  # `_handle` tells what is wrong
+        # failpoint: run-decoded
+        hosted, call = inlet.alone
+        context, cells = self._context, self._cells
+        context.peer, context.flags, context.replied, context.many = link.name, 0, False, False
+        context.local = False
+        context.handler = hosted.name
+        self._touched.add(hosted)
+        self._began = link.index, first
+        self._route = arrival.route
+        self._progress.tell(first)
+        cells[Field.BUSY_MANY] = 0
+        cells[Field.BUSY_PEER] = link.index + 1
+        # failpoint: message-begun
+        cells[Field.BUSY_HANDLER] = hosted.index + 1
+        # failpoint: handler-before
+        call(message)
+        # failpoint: handler-after
+        if self._outgoing.local:
+            self._drain_local()
+        self._handled += 1
+        link.inbound.stage(first)
+        # failpoint: run-staged
+        return True
 
     def _handle(self, arrival: Arrival, skip: int) -> bool:
         """Handles a run but for the messages to skip. False if time was up before its end; the rest is then new."""
@@ -265,18 +308,18 @@ class Dispatcher:
         """One by one until time is up; returns how many. The hot loop: what a message costs is decided here."""
         each = inlet.codec.each(messages)
         progress, local = self._progress.begin(each, first, self._until, inlet.exact), self._outgoing.local
-        alone = inlet.calls[0] if len(inlet.calls) == 1 else None
-        if alone:
-            self._enter(alone[0])
-        call = alone[1] if alone else lambda message: self._call(inlet, message)
+        single = inlet.calls[0] if len(inlet.calls) == 1 else None
+        if single:
+            self._enter(single[0])
+        call = single[1] if single else lambda message: self._call(inlet, message)
         for message in progress:
             # failpoint: handler-before
             call(message)
             # failpoint: handler-after
             if local:
                 self._drain_local()
-                if alone:
-                    self._enter(alone[0])
+                if single:
+                    self._enter(single[0])
         return progress.done
 
     def _handle_together(self, inlet: Inlet, arrival: Arrival, messages: list[Any], first: int) -> int:
@@ -410,7 +453,7 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------------------ transactions
     def prepare(self) -> Prepared:
-        if self._views:
+        if self._views.lent:
             self._progress.begin([], 0, 0, False)  # it holds the records of the last run
             if kept := self._views.take_back():
                 # failpoint: view-escaped
@@ -418,6 +461,8 @@ class Dispatcher:
         states: list[tuple[int, bytes]] = []
         keys: list[tuple[int, bytes, bytes | None]] = []
         for hosted in self._touched:
+            if not hosted.stateful:
+                continue
             state, changed = hosted.changes()
             if state is not None:
                 states.append((hosted.index, state))
@@ -442,7 +487,8 @@ class Dispatcher:
         self.leaving |= leaving
         self._cells[Field.HANDLED] += self._handled
         for hosted in self._touched:
-            hosted.committed()
+            if hosted.stateful:
+                hosted.committed()
         self._clear()
 
     def _clear(self) -> None:
@@ -450,7 +496,7 @@ class Dispatcher:
         self._touched.clear()
         self._outgoing.clear()
         self._endpoint.places.drop()
-        if self._views:
+        if self._views.lent:
             self._views.take_back()
         self._removed = []
         self._handled = 0

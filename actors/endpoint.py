@@ -14,7 +14,8 @@ the acknowledgement cells only. A full disk refuses what sends, and nothing else
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 
 from actors.claims import Claims
 from actors.codec import FLAG_CLAIM, FLAG_COMMAND, RUN, unpack_header
@@ -23,7 +24,7 @@ from actors.in_place import Places, RingPlace
 from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
 from actors.overload import Overload
-from actors.publishing import publish, published_before, refill
+from actors.publishing import publish, publish_straight, published_before, refill
 from bus import Block, Cell, Doorbell, Field, Ring
 from persist.errors import JournalFull, ProtocolViolation
 from persist.format import DeadLetter, Send, Transaction
@@ -70,6 +71,7 @@ class Endpoint:
         self._own_until = 0  # level memory: nothing is acknowledged before the own message with this number is consumed
         self._sending: list[Link] = []  # links with an outbound ring
         self._receiving: list[Link] = []  # links with an inbound ring
+        self._waiting: Callable[..., list[int]] = lambda *seconds: []  # `Ring.waiting` of the inbound rings
         self._outbound: list[Ring] = []  # the rings of those
         self._inbound: list[Ring] = []
         self._behind: list[Link] = []  # all that have something to publish, and maybe others
@@ -82,11 +84,13 @@ class Endpoint:
         link = next(link for link in self.links if link.name == name)
         link.producing, link.consuming, link.bell, link.inside = producing, consuming, bell, inside
         if producing is not None:
+            link.largest = producing.max_record - RUN.size
             self._sending.append(link)
             self._outbound.append(producing)
         if consuming is not None:
             self._receiving.append(link)
             self._inbound.append(consuming)
+            self._waiting = partial(type(consuming).waiting, self._inbound)
 
     def resume(self, journal: Journal | None, recovered: Recovered | None) -> None:
         """Takes up where the last incarnation ended. Nothing was published, released or acknowledged before this."""
@@ -138,15 +142,18 @@ class Endpoint:
                 link.bell.ring()  # it may have died between a store and this
 
     # ------------------------------------------------------------------------------------------------ receiving
-    def take(self, but: Collection[Link] = ()) -> list[Arrival]:
+    def take(self, but: Collection[Link] = (), seconds: float = 0.0) -> list[Arrival]:
         """What waits at the worker, a bounded batch: first its own carried-over messages, then ring by ring. Nothing
-        from the links in `but`."""
+        from the links in `but`. If there is nothing, what comes first within so many seconds."""
         arrivals: list[Arrival] = []
-        if self._held and self.me.inbound.watermark >= self._own_until:
+        me = self.me
+        if me.outbound.published != me.outbound.assigned and me not in but:
+            if not self._held or me.inbound.watermark < self._own_until:
+                arrivals.extend(self._take_own())
+            seconds = 0.0
+        if self._held:
             return arrivals
-        if self.me.outbound.published != self.me.outbound.assigned and self.me not in but:
-            arrivals.extend(self._take_own())
-        for index in self._waiting() if not self._held else ():
+        for index in self._waiting(seconds):
             link = self._receiving[index]
             if (self.overload.paused and not link.inside) or link in but:
                 continue
@@ -190,10 +197,6 @@ class Endpoint:
         else:
             self._ask_resend(link)
         return arrival.length
-
-    def _waiting(self) -> list[int]:
-        """Of which of the receiving links the ring has something that was not taken."""
-        return type(self._inbound[0]).waiting(self._inbound) if self._inbound else []
 
     def release(self, but: Collection[Link] = ()) -> None:
         """All that was taken is committed, except for what came from the links in `but`: its space in the rings is free
@@ -245,10 +248,17 @@ class Endpoint:
 
         JournalFull: the disk has no room for it. Nothing was committed, and no number was used; who staged rolls back.
         """
-        consumed = [link for link in self.links if link.inbound.seen != link.inbound.watermark]
+        me = self.me
+        consumed = [link for link in self._taken if link.inbound.seen != link.inbound.watermark]
+        if me.inbound.seen != me.inbound.watermark:
+            consumed.append(me)
         if not (consumed or runs or states or keys or dead or removed or attempts):
             return
         self._check_sizes(runs)
+        others = dead or removed or attempts
+        if len(consumed) == 1 and len(runs) < 2 and not others and self._passes(consumed[0], runs):
+            self._commit_one(consumed[0], runs, states, keys)
+            return
         try:
             sends = self._number(runs)
         except JournalFull:
@@ -275,12 +285,7 @@ class Endpoint:
             if self.level == "power":
                 self.journal.sync()
         # failpoint: transaction-synced
-        gone: list[DeadLetter] = []
-        if removed:
-            places = set(removed)
-            gone = [letter for letter in self.dead if (letter.peer, letter.seq) in places]
-            self.dead = [letter for letter in self.dead if (letter.peer, letter.seq) not in places]
-        self.dead.extend(dead)
+        gone = self._bury(dead, removed) if dead or removed else ()
         self.claims.committed(dead, gone)
         self._enter_outbox(sends, position)
         self.claims.forget(gone)
@@ -290,17 +295,90 @@ class Endpoint:
         for link in consumed:
             link.inbound.commit()
         # failpoint: watermarks-committed
-        self._changed = True
         cells = self.cells
         cells[Field.COMMITS] += 1
         cells[Field.LAST_COMMIT_NS] = time.monotonic_ns()
-        if dead or removed:
-            cells[Field.DEAD_LETTERS] = len(self.dead)
         # failpoint: publish-before
         self.publish()
         # failpoint: publish-after
         self.claims.settle()
         self.acknowledge(consumed)
+
+    def _passes(self, cause: Link, runs: Sequence[EncodedRun]) -> bool:
+        """What is committed is one run from another worker and at most one for another worker, and nothing waits."""
+        if cause is self.me or not self.settled:
+            return False
+        for run in runs:
+            if run.flags or len(run.peers) != 1:
+                return False
+            link = self.links[run.peers[0]]
+            if link.producing is None or link.place is not None or link.outbound.published != link.outbound.assigned:
+                return False
+        return True
+
+    def _commit_one(
+        self,
+        cause: Link,
+        runs: Sequence[EncodedRun],
+        states: Sequence[tuple[int, bytes]],
+        keys: Sequence[tuple[int, bytes, bytes | None]],
+    ) -> None:
+        """What `commit` does, in the same order, for a transaction that passes: what it sends goes straight into its
+        ring, and is in the outbox only if that is full."""
+        cells, position, sends = self.cells, 0, []
+        for run in runs:
+            to = self.links[run.peers[0]]
+            first = to.outbound.assign(run.length)
+        # failpoint: numbers-assigned
+        if self.journal is not None:
+            for run in runs:
+                sends = [Send(run.route, run.length, 0, [(to.index, first)], run.body)]  # type: ignore[arg-type]
+            transaction = Transaction([(cause.index, cause.inbound.seen)], sends, list(states), list(keys))
+            try:
+                position = self.journal.append(transaction)
+            except JournalFull:
+                self._refused()
+                raise
+            # failpoint: transaction-appended
+            if self.level == "power":
+                self.journal.sync()
+        # failpoint: transaction-synced
+        now = time.monotonic_ns()
+        for run in runs:
+            assert to.producing is not None
+            to.mark(to.outbound.assigned, now)
+            to.producing.set(Cell.COMMITTED, to.outbound.assigned)
+            # failpoint: committed-told
+            cells[Field.SENT] += run.length
+        # failpoint: outbox-entered
+        cause.inbound.commit()
+        # failpoint: watermarks-committed
+        cells[Field.COMMITS] += 1
+        cells[Field.LAST_COMMIT_NS] = now
+        # failpoint: publish-before
+        for run in runs:
+            if not publish_straight(to, first, run, position):
+                send = Send(run.route, run.length, 0, [(to.index, first)], run.body)  # type: ignore[arg-type]
+                if self.journal is None:
+                    self._mark_unsafe([cause], [send])
+                self._wait_in_outbox(to, first, send, position)
+                self.publish()
+        # failpoint: publish-after
+        if self._behind:
+            self.acknowledge([cause])
+        else:
+            assert cause.consuming is not None
+            cause.consuming.set(Cell.ACK, cause.inbound.watermark)
+            # failpoint: acknowledged
+
+    def _bury(self, dead: Sequence[DeadLetter], removed: Sequence[tuple[int, int]]) -> list[DeadLetter]:
+        """Dead letters come and go; returns those that are gone."""
+        places = set(removed)
+        gone = [letter for letter in self.dead if (letter.peer, letter.seq) in places]
+        self.dead = [letter for letter in self.dead if (letter.peer, letter.seq) not in places]
+        self.dead.extend(dead)
+        self.cells[Field.DEAD_LETTERS] = len(self.dead)
+        return gone
 
     def _refused(self) -> None:
         """The disk has no room for the transaction: all is as before."""
@@ -316,10 +394,9 @@ class Endpoint:
             if run.flags & FLAG_CLAIM:
                 continue  # a ticket
             for peer in run.peers:
-                ring = self.links[peer].producing
-                if ring is not None and len(run.body) > ring.max_record - RUN.size:
-                    told = f"run for {self.links[peer].name!r}"
-                    raise MessageTooLarge(told, len(run.body), ring.max_record - RUN.size)
+                link = self.links[peer]
+                if len(run.body) > link.largest:
+                    raise MessageTooLarge(f"run for {link.name!r}", len(run.body), link.largest)
 
     def _number(self, runs: Sequence[EncodedRun]) -> list[Send]:
         """Sequence numbers are used here, right before the append, and nowhere else."""
@@ -335,11 +412,12 @@ class Endpoint:
         """Level memory: which of the sends are nowhere but in this process until they are published or, the worker's
         own, consumed. The others have a cause that waits in a ring for its acknowledgement (`acknowledge`)."""
         me = self.me
-        external = len(consumed) > (me in consumed)
-        # Own messages are a cause like any other, unless they have none themselves.
-        caused = bool(consumed) and (me not in consumed or me.inbound.watermark >= me.unsafe)
+        own = me in consumed
+        external = len(consumed) > own
         if external:
             self._own_until = me.outbound.assigned
+        # Own messages are a cause like any other, unless they have none themselves.
+        caused = me.inbound.watermark >= me.unsafe if own else external
         for send in sends:
             for peer, _ in send.edges:
                 link = self.links[peer]
@@ -348,25 +426,30 @@ class Endpoint:
                     link.unsafe = link.outbound.assigned
 
     def _enter_outbox(self, sends: Sequence[Send], position: int) -> None:
+        if not sends:
+            return
         now = time.monotonic_ns()
         sent = 0
         for send in sends:
             sent += send.count
-            size = len(send.body) + ENTRY_BYTES
             for peer, first in send.edges:
                 link = self.links[peer]
-                link.outbound.committed(first, send.count, size, send, position)
                 link.mark(first + send.count - 1, now)
                 if send.flags & FLAG_CLAIM:
                     self.claims.sent(link, first, send)
+                self._wait_in_outbox(link, first, send, position)
                 if link.producing is not None:
                     # By this the supervisor knows that all is quiet: a send counts before its cause is acknowledged.
                     link.producing.set(Cell.COMMITTED, link.outbound.assigned)
-                    if link not in self._behind:
-                        self._behind.append(link)
         # failpoint: committed-told
         self.cells[Field.CARRIED] = self.me.outbound.assigned
         self.cells[Field.SENT] += sent
+
+    def _wait_in_outbox(self, link: Link, first: int, send: Send, position: int) -> None:
+        link.outbound.committed(first, send.count, len(send.body) + ENTRY_BYTES, send, position)
+        self._changed = True
+        if link.producing is not None and link not in self._behind:
+            self._behind.append(link)
 
     # ------------------------------------------------------------------------------------------------ moving
     def publish(self) -> bool:
@@ -388,8 +471,9 @@ class Endpoint:
         """
         if self.journal is None:
             me = self.me
-            self._forget(me, me.inbound.watermark)
-            self.cells[Field.CARRIED_ACK] = me.inbound.watermark
+            if me.inbound.watermark > me.outbound.acked:
+                self._forget(me, me.inbound.watermark)
+                self.cells[Field.CARRIED_ACK] = me.inbound.watermark
             was_held, self._held = self._held, me.inbound.watermark < self._own_until
             for link in self._behind:
                 if not link.inside:
@@ -460,6 +544,13 @@ class Endpoint:
             if (link.inside or not self.overload.paused) and link not in but:
                 return False
         return self.me.outbound.published == self.me.outbound.assigned or self.me in but
+
+    @property
+    def settled(self) -> bool:
+        """Nothing of all that is committed waits for anything but its acknowledgement."""
+        if self._behind or self._held or self.claims.pending:
+            return False
+        return self.me.inbound.watermark == self.me.outbound.assigned
 
     def claims_are_free(self) -> bool:
         """Whether receivers have consumed what claims are held for; else they ring once they have. To be asked with the

@@ -71,6 +71,7 @@ class Hosted:
         self._reserve = reserve
         self._context = context
         description = plan.description
+        self.stateful = description.state is not None or description.table is not None
         self._codec = StateCodec(description.state) if description.state is not None else None
         self._committed = b""  # encoding of the committed State; empty: as the class makes it
         self._pending = b""

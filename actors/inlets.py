@@ -15,7 +15,7 @@ Call = Callable[[Any], object]
 class Inlet:
     """One route, as it arrives at the worker."""
 
-    __slots__ = ("batched", "calls", "codec", "exact", "targets", "together", "type_name")
+    __slots__ = ("alone", "batched", "calls", "codec", "exact", "targets", "together", "type_name")
 
     def __init__(self, codec: RunCodec, type_name: str, targets: list[tuple[Hosted, str]]) -> None:
         self.codec = codec
@@ -24,6 +24,7 @@ class Inlet:
         self.calls: list[tuple[Hosted, Call]] = []  # with one message
         self.together: list[tuple[Hosted, Call, bool]] = []  # the methods; whether they take a list of messages
         self.batched = any(method in hosted.plan.description.batches for hosted, method in targets)
+        self.alone: tuple[Hosted, Call] | None = None  # the only one, if one message is given to it as it was decoded
         self.exact = any(hosted.timed for hosted, _ in targets)  # when each message began has to be known
 
     def bind(self) -> None:
@@ -33,6 +34,8 @@ class Inlet:
             batch = method in hosted.plan.description.batches
             self.together.append((hosted, self.codec.calling(getattr(hosted.instance, method), batch), batch))
         self.calls = [(hosted, _alone(call) if batch else call) for hosted, call, batch in self.together]
+        plain = type(self.codec) is RunCodec and not self.batched and not self.exact
+        self.alone = self.calls[0] if plain and len(self.calls) == 1 else None
 
     @property
     def handlers(self) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from actors.in_place import RingPlace
 from bus import Doorbell, Ring
@@ -15,7 +17,7 @@ MARKS = 256  # commit times remembered per link, for the age of its oldest messa
 MARK_NS = 1_000_000  # commits closer together than this share a mark
 
 
-class Arrival(NamedTuple):
+class Arrival(Struct, frozen=True):
     """A run as it came from a peer. Messages `first` to `first + length - 1` of the link."""
 
     link: Link
@@ -30,9 +32,8 @@ class Link:
     """Both directions with one peer: protocol state, rings, the peer's doorbell. Either ring may be missing."""
 
     __slots__ = (
-        "bell", "claims", "consuming", "inbound", "index", "inside", "lends", "marks", "name", "outbound", "place",
-        "producing",
-        "resends", "resends_seen", "unsafe",
+        "bell", "claims", "consuming", "inbound", "index", "inside", "largest", "lends", "marks", "name", "outbound",
+        "place", "producing", "resends", "resends_seen", "unsafe",
     )  # fmt: skip
 
     def __init__(self, index: int, name: str, memory_limit: int) -> None:
@@ -43,6 +44,7 @@ class Link:
         self.producing: Ring | None = None  # the ring towards the peer
         self.consuming: Ring | None = None  # the ring from the peer
         self.bell: Doorbell | None = None
+        self.largest = sys.maxsize  # bytes of a run that the ring towards the peer can carry
         self.inside = False  # the edge from the peer lies inside this worker's component: never paused
         self.lends = False  # some of what comes by it are rows, which are read where they are in the ring
         self.place: RingPlace | None = None  # in the ring towards the peer: reserved, not published

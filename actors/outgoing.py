@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from msgspec import Struct
+
 from actors.codec import FLAG_CLAIM, RunCodec
 from actors.errors import SenderError, UnroutedMessage
 from actors.plan import Route
@@ -24,7 +26,7 @@ HEAVY_BYTES = 4 << 20
 ROW_BYTES = 1 << 16  # of rows
 
 
-class EncodedRun(NamedTuple):
+class EncodedRun(Struct, frozen=True):
     """What a commit takes: `length` messages of one route in `body`, for the given peers (indexes)."""
 
     route: int
@@ -173,7 +175,7 @@ class Outgoing:
         self._large = 0  # bytes that wait for their claims
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
-        self._begun: set[Lane] = set()  # whose packers have been at work in this transaction
+        self._used: list[Lane] = []  # that have been open in this transaction, or whose packers have been at work
         self._closed = 0  # messages of runs that are not open any more, once for each edge
         self._rows: set[int] = set()  # peers to which rows were sent
         self.row_bytes = 0  # that were reserved
@@ -239,14 +241,17 @@ class Outgoing:
 
     def begin(self, lane: Lane) -> None:
         """A lane whose packer is about to begin. Whatever interrupts it from here on, `clear` ends that."""
-        self._begun.add(lane)
+        self._used.append(lane)
 
     def open(self, lane: Lane, pieces: list[Any] | None = None) -> None:
         """A run of this lane, which begins with the pieces that its packer makes."""
         for peer in lane.peers:
-            self._close(peer, lane)
+            if peer in self._open:
+                self._close(peer, lane)
             self._open[peer] = lane
         lane.messages = []
+        if pieces is None:
+            self._used.append(lane)
         self._runs.append(_Run(lane, [] if pieces is None else pieces, lane.messages))
 
     def _close(self, peer: int, but: Lane | None = None) -> None:
@@ -293,8 +298,10 @@ class Outgoing:
         for run in self._runs:
             if isinstance(run, EncodedRun):
                 encoded.append(run)
-            else:
-                encoded.extend(_packed(run))
+                continue
+            if run.lane.packer is not None:
+                _add_packed(run, encoded)
+            if run.messages:
                 encode = self._encode_large if run.lane.large else self._encode
                 encoded.extend(encode(run.lane, run.messages, run.lane.peers))
         for lane, messages in _grouped(self.local) if self.local else ():
@@ -347,26 +354,25 @@ class Outgoing:
 
     def clear(self) -> None:
         """After a commit, and for a rollback: the buffered sends are gone, the lanes closed."""
-        for lane in {*self._open.values(), *self._begun} if self._begun else self._open.values():
+        for lane in self._used:
             lane.close()
-        self._begun.clear()
+        self._used.clear()
         self._open.clear()
-        self._closed = 0
-        self._large = 0
         self._runs.clear()
-        self._rows.clear()
-        self.row_bytes = 0
-        self.local.clear()
+        self._closed = self._large = self.row_bytes = 0
+        if self._rows:
+            self._rows.clear()
+        if self.local:
+            self.local.clear()
 
 
-def _packed(run: _Run) -> Iterator[EncodedRun]:
-    lane = run.lane
-    if lane.packer is not None:
-        lane.packer.end()
-    for at in range(0, len(run.pieces), 2):
-        count, body = run.pieces[at : at + 2]
+def _add_packed(run: _Run, encoded: list[EncodedRun]) -> None:
+    lane, pieces = run.lane, run.pieces
+    assert lane.packer is not None
+    lane.packer.end()
+    for at in range(0, len(pieces), 2):
         # failpoint: run-encoded
-        yield EncodedRun(lane.route, count, 0, lane.peers, body)
+        encoded.append(EncodedRun(lane.route, pieces[at], 0, lane.peers, pieces[at + 1]))
 
 
 def _grouped(sends: Iterable[LocalSend]) -> Iterator[tuple[Lane, list[Any]]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from actors.codec import pack_header, unpack_header
 from actors.links import Link
+from actors.outgoing import EncodedRun
 from bus import Cell, Ring
 from persist.format import Send
 from persist.journal import Journal
@@ -52,6 +53,26 @@ def publish(link: Link, journal: Journal | None) -> bool:
     if link.oldest_ns:
         ring.set(Cell.OLDEST_NS, link.oldest_ns)
     return moved
+
+
+def publish_straight(link: Link, first: int, run: EncodedRun, position: int) -> bool:
+    """The same for a run that is committed and not in the outbox, because nothing was before it. False: no room."""
+    ring, bell = link.producing, link.bell
+    assert ring is not None
+    assert bell is not None
+    if not ring.push(pack_header(first, run.length, run.route, run.flags), run.body):  # type: ignore[arg-type]
+        return False
+    # failpoint: record-pushed
+    link.outbound.passed(first, run.length, position)
+    if ring.get(Cell.STARVED):
+        ring.set(Cell.STARVED, 0)
+    ring.set(Cell.PUBLISHED, link.outbound.published)
+    # failpoint: doorbell-before
+    bell.ring()
+    # failpoint: doorbell-after
+    if len(link.marks) == 1:  # it may be a new one
+        ring.set(Cell.OLDEST_NS, link.oldest_ns)
+    return True
 
 
 def published_before(ring: Ring) -> int:

@@ -35,20 +35,17 @@ class Views:
     """What one worker has lent."""
 
     def __init__(self) -> None:
-        self._lent: list[Lent] = []  # by the transaction at hand
+        self.lent: list[Lent] = []  # by the transaction at hand
         self.escaped: list[Lent] = []  # by those before; views of rings only
 
-    def __bool__(self) -> bool:
-        return bool(self._lent)
-
     def lend(self, rows: Any, type_name: str, *, shared: bool) -> Any:
-        self._lent.append(Lent(weakref.ref(rows), type_name, shared))
+        self.lent.append(Lent(weakref.ref(rows), type_name, shared))
         # failpoint: rows-lent
         return rows
 
     def take_back(self) -> tuple[str, ...]:
         """All that is lent; returns the names of the classes whose rows somebody has kept."""
-        alive, self._lent = _alive(self._lent), []
+        alive, self.lent = _alive(self.lent), []
         # failpoint: views-given-back
         self.escaped += [one for one in alive if one.shared]
         return tuple(dict.fromkeys(one.type_name for one in alive))

@@ -34,6 +34,7 @@ from actors.opened import Opened
 from actors.outgoing import Lane, Outgoing, Puts
 from actors.pausing import Pausing
 from actors.plan import GATEWAY, Plan, WorkerPlan
+from actors.polling import Polling
 from actors.reserving import Reserver
 from actors.resume import RUNTIME, SESSION, Names
 from actors.ring_sizes import largest_message
@@ -203,6 +204,7 @@ class Worker:
         sources = Sources(dispatcher, self._plan.limits.max_attempts, careful=self._boot.careful)
         pausing = Pausing(endpoint)
         spinning = Spinning(len(os.sched_getaffinity(0)) > 1)
+        polling = Polling(endpoint, dispatcher, spinning)
         moved = 0  # messages handled and sent, when it slept last
         seen = running
         arrivals: Sequence[Arrival] = ()
@@ -255,11 +257,16 @@ class Worker:
                 worked = False  # the turn that would find nothing to do need not be taken
             if not worked:
                 log_worker.tell_dropped()
+                if spinning.seconds and quiet and not blocked and not endpoint.paused:
+                    came, arrivals = polling.poll(due)
+                    if came:
+                        moved = cells[Field.HANDLED] + cells[Field.SENT]
+                        continue
                 bell.arm()
                 if endpoint.idle(blocked) and cells[control] == seen:
                     longest = PAUSED_WAIT if endpoint.paused else IDLE_WAIT
                     slept = time.monotonic()
-                    rung = bell.wait(min(longest, max(0.0, due - slept)), spinning.seconds)
+                    rung = bell.wait(min(longest, max(0.0, due - slept)))
                     moved, before = cells[Field.HANDLED] + cells[Field.SENT], moved
                     spinning.waited(time.monotonic() - slept, rung, moved - before)
                 bell.disarm()

@@ -48,22 +48,12 @@ static inline void bell_pause(void)
 #endif
 }
 
-#define PAUSES 16 /* between two looks at the clock */
-
-/* Looks, without sleeping, while the word is armed, for so many seconds. */
-static inline void bell_spin(const uint32_t *word, double seconds)
+/* The monotonic clock, in seconds. */
+static inline double bell_now(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    double until = (double)now.tv_sec + (double)now.tv_nsec / 1e9 + seconds;
-    do {
-        for (int pauses = 0; pauses < PAUSES; pauses++) {
-            if (!bell_armed(word))
-                return;
-            bell_pause();
-        }
-        clock_gettime(CLOCK_MONOTONIC, &now);
-    } while ((double)now.tv_sec + (double)now.tv_nsec / 1e9 < until);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
 static inline struct timespec bell_span(double seconds)
@@ -91,12 +81,9 @@ static inline void bell_wake(uint32_t *word) { syscall(SYS_futex, word, FUTEX_WA
 
 static inline int bell_sleep(uint32_t *word, double seconds)
 {
-    double pause = SHORT_SLEEP;
-    struct timespec start, now;
-    clock_gettime(CLOCK_MONOTONIC, &start);
+    double pause = SHORT_SLEEP, until = bell_now() + seconds;
     while (bell_armed(word)) {
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        double left = seconds - ((double)(now.tv_sec - start.tv_sec) + (double)(now.tv_nsec - start.tv_nsec) / 1e9);
+        double left = until - bell_now();
         if (left <= 0)
             break;
         struct timespec span = bell_span(left < pause ? left : pause);

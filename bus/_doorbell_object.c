@@ -102,20 +102,18 @@ static PyObject *Doorbell_arm(Doorbell *bell, PyObject *Py_UNUSED(ignored))
 
 static PyObject *Doorbell_wait(Doorbell *bell, PyObject *args)
 {
-    double timeout, spin = 0.0;
-    if (!PyArg_ParseTuple(args, "d|d:wait", &timeout, &spin))
+    double timeout;
+    if (!PyArg_ParseTuple(args, "d:wait", &timeout))
         return NULL;
     if (bell_require_open(bell) < 0)
         return NULL;
-    if (!isfinite(timeout) || !isfinite(spin))
+    if (!isfinite(timeout))
         return PyErr_Format(PyExc_ValueError, "a wait has to be bounded, not %R", args);
     uint32_t *word = bell->word;
     if (timeout > 0 && bell_armed(word)) {
         int status;
         bell->waiting++; /* keeps the word mapped */
         Py_BEGIN_ALLOW_THREADS
-        if (spin > 0)
-            bell_spin(word, spin < timeout ? spin : timeout);
         status = bell_sleep(word, timeout < LONGEST_WAIT ? timeout : LONGEST_WAIT);
         Py_END_ALLOW_THREADS
         if (status == EINTR) {
@@ -162,7 +160,7 @@ static PyObject *Doorbell_close(Doorbell *bell, PyObject *Py_UNUSED(ignored))
 static PyMethodDef Doorbell_methods[] = {
     {"arm", (PyCFunction)Doorbell_arm, METH_NOARGS, "arm($self)\n--\n\nLook again before waiting."},
     {"wait", (PyCFunction)Doorbell_wait, METH_VARARGS,
-     "wait($self, timeout, spin=0.0, /)\n--\n\nSleeps while the word is armed."},
+     "wait($self, timeout, /)\n--\n\nSleeps while the word is armed."},
     {"disarm", (PyCFunction)Doorbell_disarm, METH_NOARGS, "disarm($self)\n--\n\nNobody waits any more."},
     {"ring", (PyCFunction)Doorbell_ring, METH_NOARGS, "ring($self)\n--\n\nWakes the one who waits, if there is one."},
     {"close", (PyCFunction)Doorbell_close, METH_NOARGS, "close($self)\n--\n\nLets go of the buffer."},

@@ -2,7 +2,12 @@
  * each of them means.
  */
 #define _GNU_SOURCE
+#include "_doorbell_core.h"
 #include "_ring_object.h"
+
+#include <math.h>
+
+#define PAUSES 8 /* between two looks: some 0.3 us in which another thread may have the GIL */
 
 typedef int (*Look)(Ring *ring); /* 1 if there is something, 0 if not, -1 with an error set */
 
@@ -55,6 +60,28 @@ failed:
     return NULL;
 }
 
-PyObject *Ring_waiting(PyObject *type, PyObject *rings) { return look(type, rings, is_waiting); }
+PyObject *Ring_waiting(PyObject *type, PyObject *const *args, Py_ssize_t count)
+{
+    if (count < 1 || count > 2)
+        return PyErr_Format(PyExc_TypeError, "waiting() takes rings and seconds, not %zd arguments", count);
+    double seconds = count < 2 ? 0.0 : PyFloat_AsDouble(args[1]);
+    if (seconds == -1.0 && PyErr_Occurred())
+        return NULL;
+    if (!isfinite(seconds))
+        return PyErr_Format(PyExc_ValueError, "a look has to be bounded, not for %R seconds", args[1]);
+    PyObject *found = look(type, args[0], is_waiting);
+    if (seconds <= 0)
+        return found;
+    for (double until = bell_now() + seconds; found != NULL && PyList_Size(found) == 0 && bell_now() < until;) {
+        Py_DECREF(found);
+        /* The rings are looked at with the GIL only: without it another thread may close them. */
+        Py_BEGIN_ALLOW_THREADS
+        for (int pauses = 0; pauses < PAUSES; pauses++)
+            bell_pause();
+        Py_END_ALLOW_THREADS
+        found = look(type, args[0], is_waiting);
+    }
+    return found;
+}
 
 PyObject *Ring_answered(PyObject *type, PyObject *rings) { return look(type, rings, has_answered); }

@@ -21,7 +21,7 @@ int ring_require_open(const Ring *ring);
 /* Raises what a step of the core came to, if it came to nothing; else the step. */
 int ring_checked(Ring *ring, int step, uint64_t size);
 
-PyObject *Ring_waiting(PyObject *type, PyObject *rings);
+PyObject *Ring_waiting(PyObject *type, PyObject *const *args, Py_ssize_t count);
 PyObject *Ring_answered(PyObject *type, PyObject *rings);
 
 #endif

@@ -78,15 +78,11 @@ class Doorbell:
         fence()
         # failpoint: doorbell-armed
 
-    def wait(self, timeout: float, spin: float = 0.0, /) -> bool:
-        """Sleeps while the word is armed, at most `timeout` seconds. True if the bell was rung.
-
-        The doorbell in C looks at the word for `spin` seconds before it sleeps, without the GIL: whoever rings then
-        has nobody to wake. In Python, whose other threads could not run meanwhile, it sleeps at once.
-        """
+    def wait(self, timeout: float, /) -> bool:
+        """Sleeps while the word is armed, at most `timeout` seconds. True if the bell was rung."""
         self._require_open()
-        if not math.isfinite(timeout) or not math.isfinite(spin):
-            raise ValueError(f"a wait has to be bounded, not {(timeout, spin)}")
+        if not math.isfinite(timeout):
+            raise ValueError(f"a wait has to be bounded, not {(timeout,)}")
         self._waiting += 1
         try:
             if timeout > 0 and self._word[0] == ARMED:

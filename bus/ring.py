@@ -14,6 +14,7 @@ One producer, one consumer; `layout` shows the memory. The contract of both impl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Self
 
@@ -231,8 +232,14 @@ class Ring:
     # -- many rings at once --------------------------------------------------------------------------------------------
 
     @classmethod
-    def waiting(cls, rings: list[Self], /) -> list[int]:
-        """As their consumer: the indices of those that have records behind their cursors."""
+    def waiting(cls, rings: list[Self], seconds: float = 0.0, /) -> list[int]:
+        """As their consumer: the indices of those that have records behind their cursors.
+
+        If there are none, the ring in C goes on looking for so many seconds, and whoever publishes meanwhile has nobody
+        to wake. In Python, where other threads could hardly run meanwhile, one look is all.
+        """
+        if not math.isfinite(seconds):
+            raise ValueError(f"a look has to be bounded, not for {seconds} seconds")
         return [index for index, ring in enumerate(rings) if ring.pending()]
 
     @classmethod

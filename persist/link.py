@@ -156,6 +156,20 @@ class Outbound:
             # failpoint: backlog-spilled
         self._spilled_bytes += size
 
+    def passed(self, first: int, count: int, position: int) -> None:
+        """The run is committed at `position`. Nothing waited before it, so it was given to the transport at once: as by
+        `committed` and `pop`."""
+        last = first + count - 1
+        if first != self.last_committed + 1 or count < 1 or last > self.assigned or self.published != first - 1:
+            raise ValueError(
+                f"run {first}..{last} does not follow {self.last_committed} within the assigned {self.assigned}, "
+                f"with all up to {self.published} published"
+            )
+        self.last_committed = self.published = last
+        self._reached = max(self._reached, last)
+        if not self._marks or position - self._marks[-1][1] >= MARK_SPACING:
+            self._marks.append((first, position))
+
     def peek(self) -> Entry | None:
         """What to publish next; None if there is nothing or if it must be refilled first."""
         return self._queue[0] if self._queue else None

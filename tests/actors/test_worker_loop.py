@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from actors import Handler, Message, Topology, handle, spinning, wiring
+from actors import Handler, Message, Topology, handle, polling, spinning, wiring
 from actors.codec import RunCodec, pack_header
 from actors.plan import GATEWAY
 from actors.wiring import Wires
@@ -56,15 +56,29 @@ class Bell:
 
     def __init__(self, real: Any, steps: list[Callable[[], object]]) -> None:
         self._real, self._steps = real, steps
-        self.looked: list[float] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
-    def wait(self, timeout: float, spin: float) -> bool:
-        self.looked.append(spin)
+    def wait(self, timeout: float) -> bool:
         self._steps.pop(0)()
         return True
+
+
+class Polls(PyRing):
+    """Rings in which, while they are polled, the next of `coming` comes; when there is no more, nothing does."""
+
+    __slots__ = ()
+    coming: ClassVar[list[Callable[[], object]]] = []
+    looks: ClassVar[int] = 0
+
+    @classmethod
+    def waiting(cls, rings: list[Any], seconds: float = 0.0, /) -> list[int]:
+        if seconds:
+            cls.looks += 1
+            if cls.coming:
+                cls.coming.pop(0)()
+        return super().waiting(rings)
 
 
 class Alone:
@@ -84,7 +98,7 @@ class Alone:
         monkeypatch.setattr(wiring, "attach_ring", lambda run, edge, wires: self._ring(edge.source, edge.target))
 
     def _ring(self, source: str, target: str) -> PyRing:
-        return PyRing(self._buffers[source, target])
+        return Polls(self._buffers[source, target])
 
     def send(self, source: str, message: Message, number: int) -> None:
         sender = GATEWAY if source == GATEWAY else "source"
@@ -92,21 +106,31 @@ class Alone:
         body = RunCodec(type(message)).encode_run([message])
         assert self._ring(source, "w").push(pack_header(number, 1, route.id, 0), body)
 
-    def run(self, *steps: Callable[[], object]) -> Bell:
+    def run(self, *steps: Callable[[], object]) -> None:
         """Until it has waited once more than there are steps."""
         block = self.board.block("w")
         block.set(Field.GATE, 1)
         worker = Worker(Boot(self.plan, "w", "00000001", "", "51e5510a", 0, None, {}), self.board, block, Wires())
-        bell = Bell(block.doorbell, [*steps, lambda: block.set(Field.CONTROL, Control.STOP)])
-        block.doorbell = bell  # type: ignore[assignment]
+        steps = (*steps, lambda: block.set(Field.CONTROL, Control.STOP))
+        block.doorbell = Bell(block.doorbell, [*steps])  # type: ignore[assignment]
         worker.run()
-        return bell
 
 
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Alone:
     monkeypatch.setattr(Tried, "tries", [])
     return Alone(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def polls(monkeypatch: pytest.MonkeyPatch) -> type[Polls]:
+    """However slow this machine is, a wait was short."""
+    monkeypatch.setattr(spinning, "LONGEST", 60.0)
+    monkeypatch.setattr(polling, "LONGEST", 60.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(Polls, "coming", [])
+    monkeypatch.setattr(Polls, "looks", 0)
+    return Polls
 
 
 def test_a_message_that_is_to_be_tried_again_at_once_is_not_slept_over_while_another_one_waits(alone: Alone) -> None:
@@ -129,11 +153,62 @@ def test_a_pause_that_is_asked_for_while_a_handler_is_at_work_is_not_slept_over(
     assert told == [asked]
 
 
-def test_it_looks_before_it_sleeps_after_short_waits_with_few_messages(
-    alone: Alone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(spinning, "LONGEST", 60.0)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    bell = alone.run(*[lambda number=n: alone.send(GATEWAY, Once(2), number) for n in range(1, 20)])
-    assert bell.looked == [0.0] + [60.0] * 19
+def test_it_polls_after_a_short_wait_and_sleeps_when_nothing_comes(alone: Alone, polls: type[Polls]) -> None:
+    polls.coming += [lambda number=n: alone.send(GATEWAY, Once(2), number) for n in range(2, 20)]
+    alone.run(lambda: alone.send(GATEWAY, Once(2), 1))
+    assert polls.looks == 19, "the last one in vain"
     assert Tried.tries == [2] * 19
+
+
+def test_where_there_is_one_processor_it_sleeps_at_once(
+    alone: Alone, polls: type[Polls], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    alone.run(*[lambda number=n: alone.send(GATEWAY, Once(2), number) for n in range(1, 5)])
+    assert polls.looks == 0
+    assert Tried.tries == [2] * 4
+
+
+def test_a_pause_that_is_asked_for_while_it_polls_comes_about(alone: Alone, polls: type[Polls]) -> None:
+    cells, asked = alone.board.block("w").cells, pause_cell(1, Pause.PAUSE)
+    told: list[int] = []
+
+    def pause() -> None:
+        cells[Field.PAUSE] = asked
+        alone.send(GATEWAY, Once(2), 2)
+        alone.send(GATEWAY, Once(2), 3)
+
+    polls.coming += [pause, lambda: told.append(cells[Field.PAUSED])]
+    alone.run(lambda: alone.send(GATEWAY, Once(2), 1), lambda: told.append(cells[Field.PAUSED]))
+    assert told == [asked]
+    assert len(Tried.tries) < 4, "what came with the pause, and what comes after it, waits"
+
+
+def test_a_message_that_fails_while_it_polls_is_tried_again_at_once(
+    alone: Alone, polls: type[Polls], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [ValueError("once")]
+
+    def fail() -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(Tried, "meanwhile", fail)
+    polls.coming += [lambda: alone.send(GATEWAY, Once(3), 2)]
+    alone.run(lambda: alone.send(GATEWAY, Once(2), 1))
+    assert Tried.tries == [2, 3, 3]
+
+
+def test_its_heartbeat_goes_on_while_messages_keep_it_polling(
+    alone: Alone, polls: type[Polls], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "LONGEST", 0.0)
+    cells, beats = alone.board.block("w").cells, set[int]()
+
+    def come(number: int) -> None:
+        beats.add(cells[Field.HEARTBEAT_NS])
+        alone.send(GATEWAY, Once(2), number)
+
+    polls.coming += [lambda number=n: come(number) for n in range(2, 8)]
+    alone.run(lambda: alone.send(GATEWAY, Once(2), 1))
+    assert len(beats) == 6

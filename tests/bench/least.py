@@ -53,9 +53,11 @@ def playing(there: Any, back: Any, first: bool) -> Iterator[tuple[Callable[[Ball
 
         def receive() -> Ball:
             while not (records := into.take_many(64, 1 << 16)):
+                if ring.waiting([into], LONGEST):
+                    continue
                 mine.arm()
                 if not into.pending():
-                    mine.wait(PATIENCE, LONGEST)
+                    mine.wait(PATIENCE)
                 mine.disarm()
             into.release()
             ball: Ball = decode(records[0])

@@ -305,56 +305,6 @@ def test_a_new_producer_goes_on_where_the_old_one_published(producer: str, consu
 
 
 @each
-def test_one_look_finds_the_rings_that_have_something_to_take(name: str) -> None:
-    buffers = [new_ring() for _ in range(4)]
-    outs, rings = [RINGS[name](buffer) for buffer in buffers], [RINGS[name](buffer) for buffer in buffers]
-    assert RINGS[name].waiting(rings) == RINGS[name].waiting([]) == []
-    outs[1].push(b"one")
-    outs[3].push(b"one")
-    outs[3].push(b"two")
-    assert RINGS[name].waiting(rings) == [1, 3]
-    rings[1].take_many(1, 100)
-    rings[3].take_many(1, 100)
-    assert RINGS[name].waiting(rings) == [3], "the other record of it is still there"
-    rings[1].rewind()
-    assert RINGS[name].waiting(rings) == [1, 3]
-
-
-@pairs
-def test_one_look_finds_the_rings_whose_consumer_has_said_something_new(producer: str, consumer: str) -> None:
-    buffers = [new_ring() for _ in range(3)]
-    outs, intos = [RINGS[producer](one) for one in buffers], [RINGS[consumer](one) for one in buffers]
-    answered = RINGS[producer].answered
-    assert answered(outs) == answered([]) == []
-    intos[0].set(Cell.ACK, 5)
-    intos[2].set(Cell.RESEND_ASKED, 1)
-    for cell in (Cell.RESUME, Cell.HEAD):
-        intos[1].set(cell, 8)
-    assert answered(outs) == [0, 2]
-    assert answered(outs) == [], "it was told"
-    intos[0].set(Cell.ACK, 4)
-    assert answered(outs) == [0], "also of one that began anew, and knows less"
-    assert answered([RINGS[producer](one) for one in buffers]) == [0, 2], "whoever comes new has seen nothing"
-
-
-@each
-def test_a_look_at_something_else_is_refused(name: str) -> None:
-    ring, broken = RINGS[name](new_ring()), RINGS[name](buffer := new_ring())
-    set_cell(buffer, Cell.TAIL, 7)
-    for look in (RINGS[name].waiting, RINGS[name].answered):
-        with pytest.raises((TypeError, AttributeError)):
-            look([ring, b"ring"])
-        with pytest.raises(TypeError):
-            look(None)
-    with pytest.raises(RingCorrupt, match="not a position"):
-        RINGS[name].waiting([ring, broken])
-    ring.close()
-    for look in (RINGS[name].waiting, RINGS[name].answered):
-        with pytest.raises(ValueError, match="closed"):
-            look([ring])
-
-
-@each
 def test_pending_and_used_count_framed_bytes(name: str) -> None:
     buffer = new_ring()
     out, into = RINGS[name](buffer), RINGS[name](buffer)

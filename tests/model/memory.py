@@ -61,7 +61,7 @@ class SimDoorbell(PyDoorbell):
         super().arm()
         self._sim.step("armed")
 
-    def wait(self, timeout: float, spin: float = 0.0, /) -> bool:
+    def wait(self, timeout: float, /) -> bool:
         self._sim.sleep(self, timeout)
         return not self.armed
 
