@@ -255,10 +255,7 @@ class Endpoint:
         if not (consumed or runs or states or keys or dead or removed or attempts):
             return
         self._check_sizes(runs)
-        others = dead or removed or attempts
-        if len(consumed) == 1 and len(runs) < 2 and not others and self._passes(consumed[0], runs):
-            self._commit_one(consumed[0], runs, states, keys)
-            return
+        passes = not (dead or removed or attempts) and self._passes(consumed, runs)
         try:
             sends = self._number(runs)
         except JournalFull:
@@ -285,6 +282,9 @@ class Endpoint:
             if self.level == "power":
                 self.journal.sync()
         # failpoint: transaction-synced
+        if passes:
+            self._move_straight(consumed, sends, position)
+            return
         gone = self._bury(dead, removed) if dead or removed else ()
         self.claims.committed(dead, gone)
         self._enter_outbox(sends, position)
@@ -304,9 +304,9 @@ class Endpoint:
         self.claims.settle()
         self.acknowledge(consumed)
 
-    def _passes(self, cause: Link, runs: Sequence[EncodedRun]) -> bool:
-        """What is committed is one run from another worker and at most one for another worker, and nothing waits."""
-        if cause is self.me or not self.settled:
+    def _passes(self, consumed: Sequence[Link], runs: Sequence[EncodedRun]) -> bool:
+        """What is committed was caused by one peer, is at most one run for one peer, and nothing waits before it."""
+        if len(consumed) != 1 or len(runs) > 1 or consumed[0] is self.me or not self.settled:
             return False
         for run in runs:
             if run.flags or len(run.peers) != 1:
@@ -316,60 +316,33 @@ class Endpoint:
                 return False
         return True
 
-    def _commit_one(
-        self,
-        cause: Link,
-        runs: Sequence[EncodedRun],
-        states: Sequence[tuple[int, bytes]],
-        keys: Sequence[tuple[int, bytes, bytes | None]],
-    ) -> None:
-        """What `commit` does, in the same order, for a transaction that passes: what it sends goes straight into its
-        ring, and is in the outbox only if that is full."""
-        cells, position, sends = self.cells, 0, []
-        for run in runs:
-            to = self.links[run.peers[0]]
-            first = to.outbound.assign(run.length)
-        # failpoint: numbers-assigned
-        if self.journal is not None:
-            for run in runs:
-                sends = [Send(run.route, run.length, 0, [(to.index, first)], run.body)]  # type: ignore[arg-type]
-            transaction = Transaction([(cause.index, cause.inbound.seen)], sends, list(states), list(keys))
-            try:
-                position = self.journal.append(transaction)
-            except JournalFull:
-                self._refused()
-                raise
-            # failpoint: transaction-appended
-            if self.level == "power":
-                self.journal.sync()
-        # failpoint: transaction-synced
+    def _move_straight(self, consumed: Sequence[Link], sends: Sequence[Send], position: int) -> None:
+        """What follows in `commit`, in the same order, for a transaction that passes: what it sends goes straight into
+        its ring, and is in the outbox only if that is full."""
         now = time.monotonic_ns()
-        for run in runs:
-            assert to.producing is not None
-            to.mark(to.outbound.assigned, now)
-            to.producing.set(Cell.COMMITTED, to.outbound.assigned)
+        cells = self.cells
+        for send in sends:
+            ((peer, first),) = send.edges
+            link = self.links[peer]
+            assert link.producing is not None
+            link.mark(link.outbound.assigned, now)
+            link.producing.set(Cell.COMMITTED, link.outbound.assigned)
             # failpoint: committed-told
-            cells[Field.SENT] += run.length
+            cells[Field.SENT] += send.count
         # failpoint: outbox-entered
-        cause.inbound.commit()
+        consumed[0].inbound.commit()
         # failpoint: watermarks-committed
         cells[Field.COMMITS] += 1
         cells[Field.LAST_COMMIT_NS] = now
         # failpoint: publish-before
-        for run in runs:
-            if not publish_straight(to, first, run, position):
-                send = Send(run.route, run.length, 0, [(to.index, first)], run.body)  # type: ignore[arg-type]
+        for send in sends:
+            if not publish_straight(link, first, send, position):
                 if self.journal is None:
-                    self._mark_unsafe([cause], [send])
-                self._wait_in_outbox(to, first, send, position)
+                    self._mark_unsafe(consumed, sends)
+                self._wait_in_outbox(link, first, send, position)
                 self.publish()
         # failpoint: publish-after
-        if self._behind:
-            self.acknowledge([cause])
-        else:
-            assert cause.consuming is not None
-            cause.consuming.set(Cell.ACK, cause.inbound.watermark)
-            # failpoint: acknowledged
+        self.acknowledge(consumed)
 
     def _bury(self, dead: Sequence[DeadLetter], removed: Sequence[tuple[int, int]]) -> list[DeadLetter]:
         """Dead letters come and go; returns those that are gone."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from actors.codec import pack_header, unpack_header
 from actors.links import Link
-from actors.outgoing import EncodedRun
 from bus import Cell, Ring
 from persist.format import Send
 from persist.journal import Journal
@@ -55,15 +54,15 @@ def publish(link: Link, journal: Journal | None) -> bool:
     return moved
 
 
-def publish_straight(link: Link, first: int, run: EncodedRun, position: int) -> bool:
+def publish_straight(link: Link, first: int, send: Send, position: int) -> bool:
     """The same for a run that is committed and not in the outbox, because nothing was before it. False: no room."""
     ring, bell = link.producing, link.bell
     assert ring is not None
     assert bell is not None
-    if not ring.push(pack_header(first, run.length, run.route, run.flags), run.body):  # type: ignore[arg-type]
+    if not ring.push(pack_header(first, send.count, send.route, send.flags), send.body):
         return False
     # failpoint: record-pushed
-    link.outbound.passed(first, run.length, position)
+    link.outbound.passed(first, send.count, position)
     if ring.get(Cell.STARVED):
         ring.set(Cell.STARVED, 0)
     ring.set(Cell.PUBLISHED, link.outbound.published)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+from actors import endpoint as endpoint_module
 from actors.dispatch import Dispatcher
 from actors.endpoint import Endpoint
 from actors.hosted import Hosted
@@ -186,8 +187,8 @@ def ack_by_count() -> Patch:
     """What was consumed is acknowledged by the number of messages that were taken, duplicates too."""
     take, taken = Endpoint.take, dict[tuple[int, int], int]()
 
-    def count(self: Endpoint) -> list[Arrival]:
-        arrivals = take(self)
+    def count(self: Endpoint, *given: Any) -> list[Arrival]:
+        arrivals = take(self, *given)
         for arrival in arrivals:
             key = id(self), arrival.link.index
             taken[key] = taken.get(key, 0) + arrival.length
@@ -205,8 +206,8 @@ def ack_by_count() -> Patch:
 
 
 def ack_at_the_head(original: Callable[..., list[Arrival]]) -> Any:
-    def take(self: Endpoint) -> list[Arrival]:
-        arrivals = original(self)
+    def take(self: Endpoint, *given: Any) -> list[Arrival]:
+        arrivals = original(self, *given)
         for arrival in arrivals:
             if arrival.link.consuming is not None:
                 arrival.link.consuming.set(Cell.ACK, arrival.first + arrival.length - 1)
@@ -257,14 +258,18 @@ def unlocked(original: Callable[..., None]) -> Any:
     return init
 
 
-def silent(original: Callable[..., bool]) -> Any:
-    def publish(link: Link, journal: Journal | None) -> bool:
-        bell, link.bell = link.bell, mock.Mock()
-        moved = original(link, journal)
-        link.bell = bell
-        return moved
+def silent() -> Patch:
+    def without_bell(original: Callable[..., bool]) -> Callable[..., bool]:
+        def publish(link: Link, *given: Any) -> bool:
+            bell, link.bell = link.bell, mock.Mock()
+            moved = original(link, *given)
+            link.bell = bell
+            return moved
 
-    return publish
+        return publish
+
+    both = {name: without_bell(getattr(endpoint_module, name)) for name in ("publish", "publish_straight")}
+    return mock.patch.multiple(endpoint_module, **both)
 
 
 def forgets_room(original: Callable[..., bool]) -> Any:

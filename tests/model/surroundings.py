@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from actors import careful, codec_runs, dispatch, endpoint, hosted, wiring, worker
+from actors import careful, codec_runs, dispatch, endpoint, hosted, polling, wiring, worker
 from actors import system as system_module
 from actors.claims import Claims
 from actors.codec import FLAG_ASK, StateCodec
@@ -90,6 +90,7 @@ def simulated(scene: Scene, clock: Clock) -> Iterator[None]:
         mock.patch.multiple(dispatch, time=clock, INLINE_LIMIT=scene.inline_limit),
         mock.patch.object(progress, "time", clock),
         mock.patch.object(careful, "time", clock),
+        mock.patch.object(polling, "time", clock),
         mock.patch.object(hosted, "StateCodec", _state_codec),
         mock.patch.object(endpoint, "time", clock),
     ):
