@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -154,7 +155,7 @@ def test_a_pause_that_is_asked_for_while_a_handler_is_at_work_is_not_slept_over(
 
 
 def test_it_polls_after_a_short_wait_and_sleeps_when_nothing_comes(alone: Alone, polls: type[Polls]) -> None:
-    polls.coming += [lambda number=n: alone.send(GATEWAY, Once(2), number) for n in range(2, 20)]
+    polls.coming += [partial(alone.send, GATEWAY, Once(2), n) for n in range(2, 20)]
     alone.run(lambda: alone.send(GATEWAY, Once(2), 1))
     assert polls.looks == 19, "the last one in vain"
     assert Tried.tries == [2] * 19
@@ -164,7 +165,7 @@ def test_where_there_is_one_processor_it_sleeps_at_once(
     alone: Alone, polls: type[Polls], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    alone.run(*[lambda number=n: alone.send(GATEWAY, Once(2), number) for n in range(1, 5)])
+    alone.run(*[partial(alone.send, GATEWAY, Once(2), n) for n in range(1, 5)])
     assert polls.looks == 0
     assert Tried.tries == [2] * 4
 
@@ -209,6 +210,6 @@ def test_its_heartbeat_goes_on_while_messages_keep_it_polling(
         beats.add(cells[Field.HEARTBEAT_NS])
         alone.send(GATEWAY, Once(2), number)
 
-    polls.coming += [lambda number=n: come(number) for n in range(2, 8)]
+    polls.coming += [partial(come, n) for n in range(2, 8)]
     alone.run(lambda: alone.send(GATEWAY, Once(2), 1))
     assert len(beats) == 6

@@ -269,7 +269,8 @@ def silent() -> Patch:
         return publish
 
     both = {name: without_bell(getattr(endpoint_module, name)) for name in ("publish", "publish_straight")}
-    return mock.patch.multiple(endpoint_module, **both)
+    patch: Patch = mock.patch.multiple(endpoint_module, **both)
+    return patch
 
 
 def forgets_room(original: Callable[..., bool]) -> Any:
