@@ -274,6 +274,7 @@ class Dispatcher:
         # failpoint: handler-after
         if self._outgoing.local:
             self._drain_local()
+            self._enter(hosted)  # what is left to be done, is done for this one
         self._handled += 1
         link.inbound.stage(first)
         # failpoint: run-staged
