@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-
 DEADLINE = 60.0
 PAUSE = 0.002
 
