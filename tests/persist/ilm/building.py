@@ -55,7 +55,7 @@ def no_timers() -> Iterator[None]:
     try:
         yield
     finally:
-        del loop.time  # type: ignore[method-assign]
+        del loop.time
 
 
 async def turns_until(condition: Callable[[], object], most: int = 200) -> int:
