@@ -70,7 +70,7 @@ def _guard(server: int, lifeline: int) -> None:
     look = select.poll()
     look.register(lifeline, select.POLLIN)
     look.poll()
-    # Whoever found the fork server's socket closed closes the lifeline, maybe before the kernel has told us of that end.
+    # Who finds the fork server's socket closed closes the lifeline, maybe before the kernel has told us of that end.
     _sweep(_as_shell(os.waitpid(server, 0)[1]) if is_ending(server) else 0)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from actors import orphans
 from actors import process as process_module
-from actors.guardian import children_of
+from actors.guardian import children_of, is_ending
 from actors.orphans import Reaper, sweep
 from actors.process import WorkerProcess, stop_forkserver
 from tests.actors import targets
@@ -152,6 +152,14 @@ def test_a_guardian_that_is_stopped_cleans_up_when_it_is_to_end(started, tmp_pat
         os.kill(before, signal.SIGSTOP)
         stop_forkserver()
         dead_within([before, *pids], 0)
+
+
+def test_a_process_that_is_ending_is_told_from_one_that_lives() -> None:
+    with subprocess.Popen(["sleep", "600"]) as child:
+        assert not is_ending(child.pid)
+        child.kill()
+        until(lambda: is_ending(child.pid), "its end")
+    assert not is_ending(child.pid), "there is no such process"
 
 
 def test_helpers_have_titles_and_keep_no_descriptors(started) -> None:

@@ -161,6 +161,66 @@ def test_a_cycle_of_full_rings_makes_progress(tmp_path: Path, players: int, leve
     assert system.join() is ExitStatus.OK
 
 
+class Splitter(Handler):
+    """Sends two for each that it gets while there are few, then one, and none once the gate is open."""
+
+    state: Count
+
+    def __init__(self, gate: str) -> None:
+        self.gate = Path(gate)
+
+    @handle
+    def on_token(self, token: Token) -> None:
+        self.state.n += 1
+        if not self.gate.exists():
+            for _ in range(1 + (self.state.n < 2000)):
+                self.send(token)
+
+    @handle
+    def on_get(self, get: Get) -> None:
+        self.reply(Seen(self.state.n, True))
+
+
+def alarms(system: System) -> set[tuple[str, str]]:
+    return {(alarm.kind, alarm.worker) for alarm in system.status().alarms}
+
+
+def test_a_cycle_that_multiplies_its_messages_is_told_as_long_as_it_is_full_of_them(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    app = Topology("rabbits", directory=tmp_path / "run", outbox_limit_bytes=16 << 10, ring_bytes=16 << 10,
+                   max_message_bytes=4 << 10)  # fmt: skip
+    for name, following in (("a", "b"), ("b", "a")):
+        app.worker(f"w-{name}", **{name: Splitter.spec(str(gate))})
+        app.route(name, Token, to=following)
+        app.external(name, Token, Get)
+    with app.start() as system:
+        system.send("a", Token(0, bytes(1000)))
+        until(lambda: {kind for kind, _ in alarms(system)} >= {"multiplying"})
+        assert {worker for kind, worker in alarms(system) if kind == "multiplying"} <= {"w-a", "w-b"}
+        gate.touch()
+        until(lambda: not alarms(system))
+    assert system.join() is ExitStatus.OK
+
+
+@pytest.mark.parametrize("level", ["memory", "process"])
+def test_a_few_messages_in_a_cycle_are_no_alarm_however_large_they_are(tmp_path: Path, level: str) -> None:
+    """One waits for a worker that takes nothing, and is many times the limit; others go round meanwhile."""
+    app = Topology("cycle", directory=tmp_path / "run", durability=level, claims_limit_bytes=64 << 10)
+    for name, following in (("p0", ["p1", "p2"]), ("p1", ["p0"]), ("p2", ["p0"])):
+        app.worker(f"w-{name}", **{name: Player})
+        app.route(name, Token, to=following)
+        app.external(name, Token, Get)
+    with app.start() as system:
+        system.pause("w-p1")
+        system.send("p0", Token(3, bytes(2 * MIB)))
+        until(lambda: system.block("w-p2").get(Field.HANDLED) == 2)
+        assert system.block("w-p0").get(Field.OVER_LIMIT) == 1
+        assert system.block("w-p0").get(Field.MULTIPLYING) == 0
+        system.resume("w-p1")
+        until(lambda: sum(system.ask(name, Get(), reply=Seen).n for name in ("p0", "p1", "p2")) == 9)
+        assert not alarms(system)
+
+
 def send_until_full(system: System) -> None:
     for n in range(1, 1000):
         system.send("slow", Block(n, bytes(1000)), timeout=0.2)
