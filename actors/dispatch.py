@@ -41,6 +41,7 @@ from persist.format import DeadLetter
 INLINE_LIMIT = 10_000  # messages between handlers of the worker in one transaction; the rest is carried over
 # After which a batch is committed, so that the control lane is looked at however slow handlers are.
 BATCH_NS = 20_000_000
+LOCAL_STRIDE = 16  # messages between handlers of the worker from one look at the clock to the next
 LOOP_PAUSE = 0.01  # before the next call of an on_loop that sent nothing and did not say
 
 
@@ -86,6 +87,7 @@ class Dispatcher:
         self._route = 0  # of that run
         self._inline = INLINE_LIMIT
         self._budget = INLINE_LIMIT
+        outgoing.full = self._full
         self._until = 0
         self._handled = 0  # messages, in the transaction at hand
         self._removed: list[tuple[int, int]] = []  # dead letters, by the transaction at hand
@@ -418,9 +420,13 @@ class Dispatcher:
         local, me = self._outgoing.local, self._endpoint.me
         if me.outbound.assigned != me.inbound.seen:
             return
-        handled, context = 0, self._context
+        handled, turns, context = 0, 0, self._context
         before, context.local = context.local, True
         while local and self._budget > 0:
+            turns += 1
+            if turns % LOCAL_STRIDE == 0 and time.monotonic_ns() > self._until:
+                self._budget = 0
+                break
             self._budget -= 1
             lane, message = local.popleft()
             inlet = self._inlets[lane.route]
@@ -434,6 +440,12 @@ class Dispatcher:
             # failpoint: local-handled
         context.local = before
         self._handled += handled
+
+    def _full(self) -> None:
+        """So much was sent that the rest, of the run at hand and of messages within the worker, is for the next
+        transaction."""
+        self._budget = 0
+        self._progress.finish()
 
     def _local_batch(self, inlet: Inlet, lane: Lane, message: Any) -> int:
         """This one, and those of the same route right behind it."""
@@ -520,6 +532,7 @@ class Dispatcher:
         for. Whatever user code raises is raised here, rolled back."""
         outgoing = self._outgoing
         self._context.peer, self._context.local = "", False
+        self._until = time.monotonic_ns() + BATCH_NS
         try:
             self._enter(hosted)
             while True:

@@ -571,7 +571,13 @@ class Endpoint:
         self.cells[Field.OUTBOX_BYTES] = backlog + held
         if self.journal is None:
             self.cells[Field.AT_RISK] = self._at_risk()
-        self.overload.weigh(backlog, held)
+        self.overload.weigh(backlog, held, self._unconsumed, self._unconsumed_claims)
+
+    def _unconsumed(self) -> int:
+        return sum(link.outbound.assigned - link.outbound.acked for link in self.links)
+
+    def _unconsumed_claims(self) -> int:
+        return len({claim for link in self.links for _, claim in link.claims})
 
     def _ask_resend(self, link: Link) -> None:
         """A gap. Rings that are kept have none, so this is an alarm as well."""

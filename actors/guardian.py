@@ -24,6 +24,7 @@ import time
 from functools import cache
 
 SWEEP = 10.0  # seconds for what was killed to be gone
+_PF_EXITING = 4
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
 
@@ -59,8 +60,7 @@ def _guard(server: int, lifeline: int) -> None:
             except ChildProcessError:
                 os._exit(0)
             if pid == server:
-                code = os.waitstatus_to_exitcode(status)
-                _sweep(code if code >= 0 else 128 - code)
+                _sweep(_as_shell(status))
             if not pid:
                 return
 
@@ -70,7 +70,23 @@ def _guard(server: int, lifeline: int) -> None:
     look = select.poll()
     look.register(lifeline, select.POLLIN)
     look.poll()
-    _sweep()
+    # Who finds the fork server's socket closed closes the lifeline, maybe before the kernel has told us of that end.
+    _sweep(_as_shell(os.waitpid(server, 0)[1]) if is_ending(server) else 0)
+
+
+def _as_shell(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def is_ending(pid: int) -> bool:
+    """It has closed its files, or is about to, and nothing will keep it. Whoever it was that ended it, has done so."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return fields[0] == b"Z" or bool(int(fields[6]) & _PF_EXITING)
 
 
 def _sweep(code: int = 0) -> None:

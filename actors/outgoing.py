@@ -17,12 +17,13 @@ from msgspec import Struct
 
 from actors.codec import FLAG_CLAIM, RunCodec
 from actors.errors import SenderError, UnroutedMessage
+from actors.packing import length_of
 from actors.plan import Route
 from actors.tickets import ALONE, Large
 from bus import RING_IMPLEMENTATION, Packer, Sender
 
 EVERYWHERE: Mapping[int, int] = {}
-HEAVY_BYTES = 4 << 20
+HEAVY_BYTES = 4 << 20  # of messages with claims, and of messages between handlers of the worker
 ROW_BYTES = 1 << 16  # of rows
 
 
@@ -96,8 +97,11 @@ class Lane:
 
     def _opener(self, outgoing: Outgoing) -> Put:
         """What opens a run on all edges, and leaves the quickest way into it in its place."""
-        packs = bool(self.peers) and not self.local and self.codec.packing is not None and outgoing.packs
-        prepare = outgoing.sizer(self) if packs and self.codec.late else outgoing.preparer(self)
+        plain = bool(self.peers) and not self.local and self.codec.packing is not None
+        packs = plain and outgoing.packs
+        length = length_of(self.codec.packing) if plain and not packs else None
+        sized = packs or length is not None
+        prepare = outgoing.sizer(self, length) if sized and self.codec.late else outgoing.preparer(self)
         queue, puts, type_ = outgoing.local, self._puts, self._type
 
         def put_local(message: Any) -> None:
@@ -106,7 +110,7 @@ class Lane:
         def keep(prepared: Any) -> None:
             append = self.messages.append
             append(prepared)
-            if self.codec.late and not self.local and not packs:
+            if self.codec.late and not self.local and not packs and length is None:
                 puts[type_] = append
                 return
 
@@ -153,7 +157,8 @@ class _Run(NamedTuple):
 class Outgoing:
     """The buffered sends of one worker. `local` holds what this worker's own handlers still have to handle.
 
-    `lay` takes a large message, as it is when it is sent, out of the hands of who sent it.
+    `lay` takes a large message, as it is when it is sent, out of the hands of who sent it. `full` is called when so
+    much was sent that the transaction should end.
     """
 
     def __init__(
@@ -168,11 +173,13 @@ class Outgoing:
         self.local: deque[LocalSend] = deque()
         self.packs = packs
         self.lay: Callable[[Large], Large] = Large.copied
+        self.full: Callable[[], object] = bool
         self._max_message = max_message_bytes
         self._in_ring = in_ring  # peers whose rings hold less than max_message_bytes, and the largest message they do
         self._max_claim = max_claim_bytes  # what is over max_message_bytes gets a claim, up to this
         self._max_run = max_run_bytes
         self._large = 0  # bytes that wait for their claims
+        self._between = 0  # bytes of messages to handlers of the worker, also of those that are handled by now
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
         self._used: list[Lane] = []  # that have been open in this transaction, or whose packers have been at work
@@ -210,18 +217,25 @@ class Outgoing:
                 raise
             if isinstance(body, Large):
                 body = self.lay(body) if lane.peers else body.copied()
-                self._large += body.size
                 lane.large = not codec.late
+                self._count_large(body.size)
+            elif lane.local:
+                self._between += len(body)
+                if self._between >= HEAVY_BYTES:
+                    self.full()
             return message if codec.late else body
 
         return blamed if lane.local or not codec.late else lambda message: message
 
-    def sizer(self, lane: Lane) -> Callable[[Any], Any]:
+    def sizer(self, lane: Lane, length: Callable[[Any], int] | None) -> Callable[[Any], Any]:
         """What `send` makes of a message that a packer has refused: itself, or Large if that is why. What is wrong with
-        it is told when it is encoded."""
+        it is told when it is encoded. Without packers, `length` tells who may be too long, and is not encoded twice."""
         codec, in_ring = lane.codec, self._limit(lane.peers)
+        few = in_ring // 8  # a character may take four bytes
 
         def sized(message: Any) -> Any:
+            if length is not None and length(message) <= few:
+                return message
             try:
                 body = codec.encode_alone(message, in_ring, self._max_claim)
             except SenderError:
@@ -229,11 +243,16 @@ class Outgoing:
             if not isinstance(body, Large):
                 return message
             body = self.lay(body)
-            self._large += body.size
             lane.large = True
+            self._count_large(body.size)
             return body
 
         return sized
+
+    def _count_large(self, size: int) -> None:
+        self._large += size
+        if self._large >= HEAVY_BYTES:
+            self.full()
 
     def _limit(self, peers: tuple[int, ...]) -> int:
         """The largest message that goes through the rings to all of these."""
@@ -283,8 +302,9 @@ class Outgoing:
 
     @property
     def heavy(self) -> bool:
-        """It is time to commit: what waits for claims is in this process's memory until then, and so are rows."""
-        return self._large >= HEAVY_BYTES or self.row_bytes >= ROW_BYTES
+        """It is time to commit: what waits for claims is in this process's memory until then, and so are rows, and all
+        that comes of messages between handlers of the worker."""
+        return max(self._large, self._between) >= HEAVY_BYTES or self.row_bytes >= ROW_BYTES
 
     def __bool__(self) -> bool:
         return bool(self._runs or self.local)
@@ -359,7 +379,7 @@ class Outgoing:
         self._used.clear()
         self._open.clear()
         self._runs.clear()
-        self._closed = self._large = self.row_bytes = 0
+        self._closed = self._large = self._between = self.row_bytes = 0
         if self._rows:
             self._rows.clear()
         if self.local:

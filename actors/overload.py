@@ -8,11 +8,13 @@ any worker of the component is over its limit. The workers of a component tell e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from bus import Block, Field
 
-MULTIPLYING = 16  # times the limit: an outbox in a cycle that is this long while nothing enters feeds itself
+# An outbox in a cycle feeds itself if, while nothing enters, it is so many times as long as its limit; and by more than
+# so many messages, for a few that are large go round and are not more for it.
+MULTIPLYING = 16
 
 
 class Overload:
@@ -35,15 +37,18 @@ class Overload:
         would wait."""
         self._cells[Field.OVER_LIMIT] = self._cells[Field.MULTIPLYING] = 0
 
-    def weigh(self, backlog: int, held: int = 0) -> None:
+    def weigh(self, backlog: int, held: int, messages: Callable[[], int], claims: Callable[[], int]) -> None:
         """Tell the component whether so many bytes, or so many in claims, are over their limit; under again only when
-        half of it is gone."""
+        half of it is gone. `messages` and `claims` count them, where that matters."""
         cells, limit, most = self._cells, self._limit, self._claims_limit
         if self._over:
             if backlog <= limit // 2 and held <= most // 2:
                 self._over = False
                 cells[Field.OVER_LIMIT] = cells[Field.MULTIPLYING] = 0
-            elif (backlog > limit * MULTIPLYING or held > most * MULTIPLYING) and self._others:
+            elif self._others and (
+                (backlog > limit * MULTIPLYING and messages() > MULTIPLYING)
+                or (held > most * MULTIPLYING and claims() > MULTIPLYING)
+            ):
                 # In a cycle, nothing enters from outside, and still it grows: the cycle multiplies its own messages.
                 cells[Field.MULTIPLYING] = 1
         elif backlog > limit or held > most:

@@ -10,6 +10,7 @@ Pure.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MemberDescriptorType
 from typing import Any, NamedTuple
 
@@ -63,6 +64,19 @@ def packing(type_: type[msgspec.Struct]) -> Packing | None:
     tag = [] if config.tag is None else [config.tag]
     head = _encode([*tag, *[None] * len(packed)])
     return Packing(head[: len(head) - len(packed)], tuple(packed))
+
+
+def length_of(packing: Packing | None) -> Callable[[Any], int] | None:
+    """What counts the characters and bytes of the values of a message; None where no field may be long."""
+    long = [field for field, kinds, _ in packing.fields if kinds & (Kind.TEXT | Kind.BYTES)] if packing else []
+    if not long:
+        return None
+
+    def length(message: Any) -> int:
+        values = (field.__get__(message) for field in long)
+        return sum(len(value) for value in values if isinstance(value, str | bytes))
+
+    return length
 
 
 def plain_types(type_: Any) -> tuple[type, ...] | None:

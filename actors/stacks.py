@@ -19,7 +19,9 @@ from actors.evidence import process_state
 from actors.last_words import DUMP_SIGNAL, LIMIT, read
 from actors.process import WorkerProcess
 
-SETTLED = 0.05  # seconds without another line, after which an answer is taken for whole
+# Seconds without another line, after which an answer is taken for whole: of a process that sleeps, so that it has said
+# what it had to say, and of one that may only be waiting for its turn.
+SETTLED, RUNNING_SETTLED = 0.05, 0.3
 OUTSIDE = 10.0  # seconds that py-spy may take
 
 
@@ -31,7 +33,7 @@ def stacks(process: WorkerProcess, timeout: float = 2.0) -> str:
             if process_state(process.pid) in {"Z", ""}:
                 return f"process {process.pid} is dead"
             why = _refusal(process.pid)
-            answer = _ask(pidfd, words, timeout) if not why else ""
+            answer = _ask(process.pid, pidfd, words, timeout) if not why else ""
     except (ValueError, ProcessLookupError):
         return f"process {process.pid} is dead"
     if answer:
@@ -57,7 +59,7 @@ def _refusal(pid: int) -> str:
     return ""
 
 
-def _ask(pidfd: int, words: int, timeout: float) -> str:
+def _ask(pid: int, pidfd: int, words: int, timeout: float) -> str:
     """What it writes from now on, when nothing has been added for a while. Empty if nothing comes."""
     begin = os.fstat(words).st_size
     if begin > LIMIT:
@@ -65,13 +67,17 @@ def _ask(pidfd: int, words: int, timeout: float) -> str:
     signal.pidfd_send_signal(pidfd, DUMP_SIGNAL)
     now = time.monotonic()
     deadline, size, since = now + timeout, begin, now
-    while now < deadline and not (size > begin and now - since > SETTLED):
+    while now < deadline and not (size > begin and now - since > SETTLED and _settled(pid, now - since)):
         time.sleep(0.005)
         now, before = time.monotonic(), size
         size = os.fstat(words).st_size
         if size != before:
             since = now
     return read(words, begin).strip()
+
+
+def _settled(pid: int, silent: float) -> bool:
+    return silent > RUNNING_SETTLED or process_state(pid) != "R"
 
 
 def _from_outside(pid: int, why: str) -> str:

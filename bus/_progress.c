@@ -104,6 +104,15 @@ static PyObject *Progress_tell(Progress *self, PyObject *given)
     Py_RETURN_NONE;
 }
 
+static PyObject *Progress_finish(Progress *self, PyObject *Py_UNUSED(ignored))
+{
+    if (self->until != (uint64_t)PY_SSIZE_T_MAX) {
+        self->until = 0;
+        self->due = self->next;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *end(Progress *self)
 {
     self->done = self->next;
@@ -181,6 +190,7 @@ static PyMethodDef Progress_methods[] = {
     {"begin", (PyCFunction)Progress_begin, METH_VARARGS,
      "begin($self, messages, first, until, exact, /)\n--\n\nItself, to iterate over a list of messages."},
     {"tell", (PyCFunction)Progress_tell, METH_O, "tell($self, seq, /)\n--\n\nThis message is in progress from now on."},
+    {"finish", (PyCFunction)Progress_finish, METH_NOARGS, "finish($self)\n--\n\nAs if time were up."},
     {"close", (PyCFunction)Progress_close, METH_NOARGS, "close($self)\n--\n\nLets go of the cells."},
     {NULL, NULL, 0, NULL},
 };

@@ -10,9 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 SHM = Path("/dev/shm")
-GRACE = 5.0  # seconds for processes that were told to end to be gone
+GRACE = 30.0  # seconds for processes that were told to end to be gone; who goes at all goes sooner
+
+# What a property says of an input has nothing to do with how long the machine takes for it.
+settings.register_profile("ringleader", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ringleader")
 SINGLETONS = (
     "ringleader: guardian",
     "ringleader: fork server",

@@ -55,7 +55,7 @@ class Fed(State):
     enough: bool = False
 
 
-class Teller(Handler, busy_limit=0.5):
+class Teller(Handler, busy_limit=1.5):
     state: Count
 
     def __init__(self) -> None:

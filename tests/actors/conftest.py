@@ -26,5 +26,5 @@ def started() -> Iterator[list[WorkerProcess]]:
     yield processes
     for process in processes:
         process.kill()
-        select.select([process.pidfd], [], [], 10)
+        select.select([process.pidfd], [], [], 60)
         process.close()

@@ -80,12 +80,13 @@ class Log:
     def tries(self, n: int | None = None) -> list[Try]:
         if not self.path.exists():
             return []
-        lines = [line.split() for line in self.path.read_text().splitlines()]
+        whole, _, _ = self.path.read_text().rpartition("\n")  # the last one may be being written
+        lines = [line.split() for line in whole.splitlines()]
         found = [Try(name, int(number), identity, float(at)) for name, number, identity, at in lines]
         return [one for one in found if n in {None, one.n}]
 
     def wait_for(self, n: int, times: int = 1) -> None:
-        until(lambda: len(self.tries(n)) >= times, f"try {times} of {n}", 30)
+        until(lambda: len(self.tries(n)) >= times, f"try {times} of {n}")
 
 
 def letters_of(system: System, worker: str = "work") -> list[NamedDeadLetter]:

@@ -602,11 +602,14 @@ def test_kills_lose_and_double_no_large_message_and_leave_nothing(directory: Pat
         while reached < count:
             reached = min(count, reached + chance.randint(1, 12))
             until(lambda least=reached: len(set(_noted(directory))) >= least, f"{reached} of them", 60)  # type: ignore[misc]
-            worker = system.status().worker(chance.choice(["from", "pass", "work"] if level == "process" else ["work"]))
-            if worker.pid and reached < count:
-                with contextlib.suppress(ProcessLookupError):  # it has not been started again yet
-                    os.kill(worker.pid, signal.SIGKILL)
-                    kills += 1
+            if reached == count:
+                break
+            block = system.block(chance.choice(["from", "pass", "work"] if level == "process" else ["work"]))
+            pids = [0]
+            until(lambda pids=pids, block=block: pids.append(block.get(Field.PID)) or pids[-1], "it to be up again")  # type: ignore[misc]
+            with contextlib.suppress(ProcessLookupError):  # that is told before it is waited for
+                os.kill(pids[-1], signal.SIGKILL)
+                kills += 1
         assert set(_noted(directory)) == set(expected)
         if level == "process":
             until(lambda: len(seen(system)) == count, "the last one", 30)

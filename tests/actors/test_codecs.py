@@ -629,9 +629,12 @@ def test_kills_lose_double_and_reorder_nothing_of_a_codec(directory: Path) -> No
     app.route("stage", Order, to="counter")
     app.codec(Order, JSON)
     with app.start() as system:
-        kills, deadline = 0, time.monotonic() + 60
+        kills, seen, deadline = 0, 0, time.monotonic() + 100
         while (told := system.ask("counter", Get(), reply=Told)).n < last:
             assert time.monotonic() < deadline, told
+            if told.n == seen:
+                continue  # a machine that is slow to start a worker again gets on, too
+            seen = told.n
             pid = system.block(chance.choice(["first", "second", "third"])).get(Field.PID)
             if pid:
                 with contextlib.suppress(ProcessLookupError):  # it has not been started again yet

@@ -226,7 +226,7 @@ def test_what_is_not_done_in_time_is_told_with_what_is_missing(served: Served) -
 
 def test_a_supervisor_whose_loop_hangs_is_told(served: Served) -> None:
     served.system.board.set(BoardCell.SUPERVISOR_HEARTBEAT_NS, time.monotonic_ns() - 9 * SECOND)
-    with pytest.raises(Refused, match=r"the supervisor's loop hangs, it has last turned 9\.\d s ago"):
+    with pytest.raises(Refused, match=r"the supervisor's loop hangs, it has last turned (9|\d\d)\.\d s ago"):
         ask(served.path, "pause", OnWorker("stats", timeout_seconds=0.05), WorkerChanged)
     silent = ask(served.path, "info", Empty(), Info).loop_silent_seconds
     assert silent is not None

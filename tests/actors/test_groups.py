@@ -244,8 +244,8 @@ def test_a_paused_worker_handles_nothing_and_loses_nothing(tmp_path: Path) -> No
         until(lambda: len(look(system, "a").numbers) == 10, "a to have handled it all")
         worker = system.status().worker("wb")
         assert (worker.paused, worker.handled_messages) == (True, 0)
-        assert worker.heartbeat_age_seconds is not None
-        assert worker.heartbeat_age_seconds < 2
+        beat = system.block("wb").get(Field.HEARTBEAT_NS)
+        until(lambda: system.block("wb").get(Field.HEARTBEAT_NS) > beat, "it to beat")
         kill(system, "wb")
         until(restarted(system, "wb"), "wb to be restarted")
         until(lambda: system.status().worker("wb").paused, "it to be paused again")
@@ -407,8 +407,9 @@ class Deaf(Handler):
         time.sleep(math.inf if number.n < 0 else 600)
 
 
-@pytest.mark.parametrize(("shutdown", "within"), [("brutal_kill", 5.0), (0.3, 5.0)])
-def test_who_does_not_end_in_time_is_killed(tmp_path: Path, shutdown: float | str, within: float) -> None:
+@pytest.mark.parametrize("shutdown", ["brutal_kill", 0.3])
+def test_who_does_not_end_in_time_is_killed(tmp_path: Path, shutdown: float | str) -> None:
+    """Its handler is at work for ten minutes."""
     topology = Topology("deaf", directory=tmp_path / "run")
     topology.worker("w", deaf=Deaf)
     topology.external("deaf")
@@ -418,4 +419,4 @@ def test_who_does_not_end_in_time_is_killed(tmp_path: Path, shutdown: float | st
     until(lambda: system.block("w").get(Field.BUSY_PEER) != 0, "it to be busy")
     begun = time.monotonic()
     assert system.stop(drain=False) is ExitStatus.NOT_DRAINED
-    assert time.monotonic() - begun < within
+    assert time.monotonic() - begun < 60

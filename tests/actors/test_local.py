@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from actors import ExitStatus, Handler, Message, NothingToReply, State, System, Topology, handle
+from actors.outgoing import HEAVY_BYTES
 from actors.predecessor import take_over
 from actors.rundir import RunDirectory
 from bus import Field
+from persist import replay
 from tests.actors.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -184,6 +186,70 @@ def test_only_the_handling_of_the_question_itself_can_answer_it(tmp_path: Path) 
     with topology.start() as system:
         system.send("shy", Number(1))
         until(lambda: system.ask("late", Look(), reply=Seen).parts == ("NothingToReply",), "the refusal")
+
+
+class Hop(Message):
+    left: int
+    data: bytes
+
+
+class Hopper(Handler):
+    """Sends to itself, and tells another worker, as much each time."""
+
+    @handle
+    def on_number(self, number: Number) -> None:
+        self.send(Hop(number.n, bytes(int(number.what))))
+
+    @handle
+    def on_hop(self, hop: Hop) -> None:
+        self.send(Part(hop.left, 0, "x" * len(hop.data)))
+        if hop.left:
+            self.send(Hop(hop.left - 1, hop.data))
+
+
+class Far(Handler):
+    state: Kept
+
+    @handle
+    def on_part(self, part: Part) -> None:
+        self.state.parts.append(str(part.n))
+
+    @handle
+    def on_look(self, look: Look) -> None:
+        self.reply(Seen(tuple(self.state.parts), ()))
+
+
+@pytest.mark.parametrize("level", ["memory", "process"])
+def test_a_transaction_ends_when_much_was_sent_within_the_worker_and_the_rest_is_carried_over(
+    tmp_path: Path, level: str
+) -> None:
+    hops, size = 200, 100_000
+    topology = Topology("hops", directory=tmp_path / "run", durability=level, retain_bytes=1 << 30)
+    topology.worker("w", hopper=Hopper)
+    topology.worker("end", far=Far)
+    topology.route("hopper", Hop, to="hopper")
+    topology.route("hopper", Part, to="far")
+    topology.external("hopper", Number)
+    topology.external("far", Look)
+    with topology.start() as system:
+        for _ in range(2):
+            system.send("hopper", Number(hops - 1, str(size)))
+        expected = tuple(str(left) for left in reversed(range(hops)))
+
+        def all_told() -> bool:
+            return len(system.ask("far", Look(), reply=Seen).parts) == 2 * hops
+
+        until(all_told, "all hops to be told")
+        told = system.ask("far", Look(), reply=Seen).parts
+        assert sorted(told) == sorted(2 * expected)
+        if level == "process":
+            records = [
+                sum(len(run.body) for run in record.sends) for record in replay(tmp_path / "run" / "journals" / "w")
+            ]
+            most = 2 * HEAVY_BYTES + 4 * size  # what was told elsewhere is as much as what went round
+            assert max(records) < most, "no record of the journal is longer"
+        assert system.block("w").get(Field.COMMITS) > 2 * hops * size / HEAVY_BYTES
+        assert system.stop() is ExitStatus.OK
 
 
 KILLER = """

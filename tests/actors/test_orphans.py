@@ -16,7 +16,7 @@ import pytest
 
 from actors import orphans
 from actors import process as process_module
-from actors.guardian import children_of
+from actors.guardian import children_of, is_ending
 from actors.orphans import Reaper, sweep
 from actors.process import WorkerProcess, stop_forkserver
 from tests.actors import targets
@@ -72,7 +72,7 @@ def test_all_that_a_worker_started_goes_with_it(started, tmp_path: Path, then: s
     others = descendants(started, tmp_path / "two")
     if then == "hold":
         os.kill(started[0].pid, signal.SIGKILL)
-    assert select.select([started[0].pidfd], [], [], 10)[0]
+    assert select.select([started[0].pidfd], [], [], 60)[0]
     started[0].kill()  # as the supervisor does at every death
     dead_within(pids, 2)
     assert all(psutil.pid_exists(pid) for pid in others), "those of another worker stay"
@@ -85,7 +85,7 @@ def test_what_comes_up_while_sweeping_is_swept_too(started, tmp_path: Path) -> N
     pids = [int(pid) for pid in text_of(tmp_path / "pids").split()]
     assert len(pids) == 5
     os.kill(started[0].pid, signal.SIGKILL)
-    assert select.select([started[0].pidfd], [], [], 10)[0]
+    assert select.select([started[0].pidfd], [], [], 60)[0]
     started[0].kill()
     dead_within(pids, 2)
 
@@ -108,7 +108,7 @@ def test_end_of_the_fork_server_is_the_end_of_all(started, tmp_path: Path) -> No
     os.kill(min(children_of(before)), signal.SIGKILL)
     dead_within([before, started[0].pid, *pids], 5)
     started.append(WorkerProcess.start(targets.returns, (5,)))
-    assert select.select([started[1].pidfd], [], [], 10)[0]
+    assert select.select([started[1].pidfd], [], [], 60)[0]
     assert started[1].poll() == 5
     assert guardian() != before
 
@@ -118,7 +118,7 @@ def test_death_of_the_guardian_is_the_death_of_its_workers_and_survived(started)
     os.kill(guardian(), signal.SIGKILL)
     dead_within([started[0].pid], 2)
     started.append(WorkerProcess.start(targets.returns, (5,)))
-    assert select.select([started[1].pidfd], [], [], 10)[0]
+    assert select.select([started[1].pidfd], [], [], 60)[0]
     assert started[1].poll() == 5
 
 
@@ -127,7 +127,7 @@ def test_what_a_worker_started_goes_with_it_when_the_guardian_was_killed(started
     pids = descendants(started, tmp_path / "pids", then)
     with marked(started[0].pid + 100_000) as other, killed_in_any_case(pids):
         if then == "end":
-            assert select.select([started[0].pidfd], [], [], 10)[0]
+            assert select.select([started[0].pidfd], [], [], 60)[0]
         before = guardian()
         os.kill(before, signal.SIGKILL)
         dead_within([before, started[0].pid], 2)
@@ -146,12 +146,20 @@ def test_a_number_that_another_process_has_now_is_not_looked_for_everywhere() ->
 def test_a_guardian_that_is_stopped_cleans_up_when_it_is_to_end(started, tmp_path: Path) -> None:
     pids = descendants(started, tmp_path / "pids", "end")
     before = guardian()
-    assert select.select([started[0].pidfd], [], [], 10)[0]
+    assert select.select([started[0].pidfd], [], [], 60)[0]
     assert started[0].poll() == 0
     with killed_in_any_case(pids):
         os.kill(before, signal.SIGSTOP)
         stop_forkserver()
         dead_within([before, *pids], 0)
+
+
+def test_a_process_that_is_ending_is_told_from_one_that_lives() -> None:
+    with subprocess.Popen(["sleep", "600"]) as child:
+        assert not is_ending(child.pid)
+        child.kill()
+        until(lambda: is_ending(child.pid), "its end")
+    assert not is_ending(child.pid), "there is no such process"
 
 
 def test_helpers_have_titles_and_keep_no_descriptors(started) -> None:

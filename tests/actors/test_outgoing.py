@@ -240,10 +240,25 @@ def test_a_send_that_is_interrupted_while_it_opens_a_run_loses_no_later_one(monk
     assert sending.leave() == {1: [(0, msgspec.msgpack.encode(Plain("b", 2)))]}
 
 
+@packs
+def test_what_stays_in_the_worker_counts_when_it_is_sent_also_once_it_is_handled(packs: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr("actors.outgoing.HEAVY_BYTES", 100)
+    sending = Sending(packs)
+    told: list[bool] = []
+    sending.out.full = lambda: told.append(True)
+    for count in range(1, 5):
+        sending.send(Loose(["x" * 29]))  # 32 bytes
+        sending.out.local.popleft()
+        assert sending.out.heavy == bool(told) == (count == 4)
+    sending.out.clear()
+    assert not sending.out.heavy
+
+
 @pytest.mark.parametrize(
     ("packs", "message"),
     [
         (False, Data(b"x" * 500)),
+        (False, Plain("x" * 500, 1)),
         pytest.param(True, Data(b"x" * 500), marks=needs_c),
         pytest.param(True, Plain("x" * 500, 1), marks=needs_c),
     ],
@@ -251,11 +266,14 @@ def test_a_send_that_is_interrupted_while_it_opens_a_run_loses_no_later_one(monk
 def test_what_gets_a_claim_counts_when_it_is_sent(packs: bool, message: Message, monkeypatch: Any) -> None:
     monkeypatch.setattr("actors.outgoing.HEAVY_BYTES", 1000)
     sending = Sending(packs, CLAIM)
-    heavy = []
+    heavy: list[bool] = []
+    told: list[int] = []
+    sending.out.full = lambda: told.append(len(heavy))
     for _ in range(2):
         sending.send(message)
         heavy.append(sending.out.heavy)
     assert heavy == [False, True]
+    assert told == [1]
     peers = ROUTES[type(message)][0]
     assert sending.leave() == {
         peer: [(TYPES.index(type(message)), msgspec.msgpack.encode(message))] * 2 for peer in peers

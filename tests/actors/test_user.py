@@ -86,7 +86,7 @@ def declare(tmp_path: Path, module: ModuleType) -> Declare:
 
 
 def ask(system: System, module: ModuleType, path: object = "") -> dict[str, Any]:
-    facts: dict[str, Any] = system.ask("teller", module.Ask(str(path)), timeout=20).facts
+    facts: dict[str, Any] = system.ask("teller", module.Ask(str(path)), timeout=100).facts
     return facts
 
 
@@ -171,7 +171,7 @@ def test_what_is_done_to_workers_is_done_to_it(declare: Declare, module: ModuleT
         until(lambda: f"as user {NOBODY.pw_uid}" in log.read_text(), "its record to be in the log")
         assert "(most recent call first)" in system._stacks_of("w")
 
-        left = system.ask("teller", module.Do("sleep"), timeout=20).facts["pid"]
+        left = system.ask("teller", module.Do("sleep"), timeout=100).facts["pid"]
         system.send("teller", module.Do("crash"))
         dead_within([left], 5)  # although it had left the worker's group
         until(lambda: system.status().workers[0].deaths == 1, "its death to be told")
@@ -180,7 +180,7 @@ def test_what_is_done_to_workers_is_done_to_it(declare: Declare, module: ModuleT
 
         system.send("teller", module.Do("hang"))
         until(lambda: system.status().workers[0].deaths == 2, "it to be killed")
-        assert "more than its busy_limit of 0.5 s" in system.status().workers[0].last_death
+        assert "more than its busy_limit of 1.5 s" in system.status().workers[0].last_death
 
         system.drain("w")
         system.resume("w")
@@ -469,8 +469,8 @@ def test_code_that_the_user_may_not_read_is_a_start_that_fails_and_says_so(
     public.chmod(0o700)
     began = time.monotonic()
     with pytest.raises(StartFailed) as failed:
-        declare().start(timeout=30)
-    assert time.monotonic() - began < 20
+        declare().start(timeout=100)
+    assert time.monotonic() - began < 60
     told = (
         "process option user='nobody' could not be applied: No module named 'as_user', and this user may not look into"
     )

@@ -1,4 +1,9 @@
-"""Waiting in tests: always for something, never just for time."""
+"""Waiting in tests: always for something, never just for time.
+
+Two kinds of bounds. A deadline says only that something comes at all: it is so long that no machine is too slow for it,
+and costs nothing where all is well. A promise ("gone within 2 s") is of seconds in which the machine had time for
+anybody: `Awake` measures it.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +13,62 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+DEADLINE = 60.0
+PAUSE = 0.002
 
-def until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+
+class Awake:
+    """Seconds since it was made, as far as this process was given any: between two looks at most `MOST` of them.
+
+    Whoever only sleeps for 2 ms at a time and comes back after a second was not let run, and neither was, or no better,
+    whoever is waited for. So a machine that stalls, or has more to do than it can, breaks no promise.
+    """
+
+    MOST = 0.05
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._seconds = 0.0
+
+    def look(self) -> float:
+        now = time.monotonic()
+        self._seconds += min(now - self._last, self.MOST)
+        self._last = now
+        return self._seconds
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
     """Look again and again until the condition holds; one that never does is a failure that says what it was."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        select.select([], [], [], 0.002)
+        select.select([], [], [], PAUSE)
+
+
+def within(seconds: float, condition: Callable[[], object], what: str) -> None:
+    """The condition comes to hold within so many seconds of a machine that has time for us: a promise, no deadline."""
+    awake = Awake()
+    while not condition():
+        assert awake.look() < seconds, f"waited {seconds} s in vain for {what}"
+        select.select([], [], [], PAUSE)
 
 
 def dead_within(pids: list[int], seconds: float) -> float:
-    """Wait for all of these processes, whoever's children they are, to be dead. How long that took."""
-    started = time.monotonic()
+    """All of these processes, whoever's children they are, are dead within the promised time. How long that took."""
+    started, awake = time.monotonic(), Awake()
     for pid in pids:
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             continue
         try:
-            left = started + seconds - time.monotonic()
-            assert select.select([pidfd], [], [], max(0, left))[0], f"process {pid} still lives after {seconds} s"
+            while not select.select([pidfd], [], [], min(PAUSE, seconds))[0]:
+                assert awake.look() < seconds, f"process {pid} still lives after {seconds} s"
         finally:
             os.close(pidfd)
     return time.monotonic() - started
 
 
-def text_of(path: Path, seconds: float = 10.0) -> str:
+def text_of(path: Path, seconds: float = DEADLINE) -> str:
     until(path.exists, str(path), seconds)
     return path.read_text()

@@ -67,6 +67,24 @@ def test_time_that_is_up_ends_the_run_but_not_before_its_first_message(name: str
 
 
 @each
+def test_an_iteration_that_is_to_finish_ends_before_its_next_message_unless_it_has_all_the_time(name: str) -> None:
+    told = IMPLEMENTATIONS[name](cells(), SEQ, SINCE)
+    never = time.monotonic_ns() + 10**15
+    for at in (0, 1, 40):
+        handled = 0
+        for message in told.begin(list(range(100)), 1, never, False):
+            handled += 1
+            if message == at:
+                told.finish()
+        assert handled == told.done == at + 1
+    for _ in told.begin([1, 2, 3], 1, sys.maxsize, False):
+        told.finish()
+    assert told.done == 3
+    told.finish()
+    assert list(told.begin([1, 2, 3], 1, never, False)) == [1, 2, 3], "that was another one"
+
+
+@each
 def test_the_clock_is_read_for_each_message_that_takes_long_and_for_all_if_it_has_to_be_exact(name: str) -> None:
     for exact, quick in ((False, False), (True, True)):
         block = cells()

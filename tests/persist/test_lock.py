@@ -17,7 +17,7 @@ from persist import DirectoryLock, JournalLocked, read
 from tests.persist.building import meaning, open_journal, series
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 30
+DEADLINE = 60
 
 HOLDER = """
 import sys

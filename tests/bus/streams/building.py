@@ -15,7 +15,7 @@ from bus.streams.addresses import Address, PeerId
 from bus.streams.frames import FrameBuffer, frame
 from bus.streams.handshake import Dialogue, Session, Terms, acceptor, connector
 
-DEADLINE = 20.0
+DEADLINE = 100.0
 KEY = b"a secret of 32 bytes, or thereby"
 QUICK = Timing(handshake=2.0, heartbeat=0.5, retry_first=0.01, retry_longest=0.05, linger=0.5)
 RESTLESS = Timing(handshake=2.0, heartbeat=0.04, retry_first=0.01, retry_longest=0.05, linger=0.2)

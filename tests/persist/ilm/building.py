@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec
 
 from persist.ilm.backend import Change
@@ -16,7 +17,7 @@ from persist.ilm.memory_network import MemoryNetwork
 from persist.ilm.message import ILMMessage, PeerId
 from persist.ilm.transport import Transport
 
-DEADLINE = 20.0
+DEADLINE = 100.0
 QUICK = {"retry": (0.01, 0.1), "delivery_retry": (0.001, 0.01), "linger": 0.05}  # options for impatient tests
 
 P = ParamSpec("P")
@@ -42,6 +43,28 @@ async def until(condition: Callable[[], object]) -> None:
     """Returns as soon as it holds; the scenario has a deadline."""
     while not condition():
         await asyncio.sleep(0.001)
+
+
+@contextmanager
+def no_timers() -> Iterator[None]:
+    """The clock of the loop stands still, so that no timer of any kind ends: what is done all the same waits for none,
+    however fast the machine is."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    loop.time = lambda: now  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del loop.time
+
+
+async def turns_until(condition: Callable[[], object], most: int = 200) -> int:
+    """In so many turns of the loop it came to hold."""
+    for count in range(most):
+        if condition():
+            return count
+        await asyncio.sleep(0)
+    raise AssertionError(f"not within {most} turns")
 
 
 class Got:

@@ -21,7 +21,7 @@ from persist.retention import Retain
 from tests.persist.building import filled
 from tests.persist.ilm.backend_building import Disk
 
-DEADLINE = 30.0
+DEADLINE = 100.0
 
 
 def run_async(main: Coroutine[Any, Any, None]) -> None:

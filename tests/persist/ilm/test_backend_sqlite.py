@@ -157,7 +157,7 @@ def test_a_creation_that_was_interrupted_is_begun_again(tmp_path: Path) -> None:
         "database.execute('INSERT INTO keyed VALUES (1, zeroblob(1000000))')\n"
         "os._exit(0)\n"
     )
-    subprocess.run([sys.executable, "-c", creating, backend.path], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", creating, backend.path], check=True, timeout=60)
     assert (tmp_path / "a.db-journal").exists()
     assert (tmp_path / "a.db").stat().st_size > 0
     assert backend.recover() == {}
@@ -260,7 +260,7 @@ sys.exit(0 if code == 7 and backend.recover()["bob"].assigned == 2 else 1)
 
 
 def test_a_forked_child_cannot_use_its_parents_database(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", FORKING, str(tmp_path / "ilm.db")], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", FORKING, str(tmp_path / "ilm.db")], check=True, timeout=60)
 
 
 # ---------------------------------------------------------------------------------------------------- kill -9

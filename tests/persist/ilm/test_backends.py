@@ -23,7 +23,7 @@ from persist.ilm.errors import BackendFailed, BackendInUse, NotAStore, StorageFu
 from persist.ilm.message import PeerId
 from tests.persist.ilm.backend_building import KINDS, LASTING, SERIES_KEYS, Disk, Model, opener, perform, plain
 
-DEADLINE = 30.0
+DEADLINE = 100.0
 
 Open = Callable[[], Backend]
 

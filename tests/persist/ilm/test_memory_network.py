@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from itertools import pairwise
-from statistics import median
 from typing import Any
 
 import pytest
@@ -14,8 +12,9 @@ import pytest
 from persist.ilm.errors import TransportClosed
 from persist.ilm.memory_network import FRAME_COST, MemoryNetwork, MemoryTransport
 from persist.ilm.message import PeerId
+from tests.persist.ilm.building import no_timers, turns_until
 
-DEADLINE = 20.0
+DEADLINE = 100.0
 
 
 def run_async(main: Coroutine[Any, Any, None]) -> None:
@@ -130,7 +129,7 @@ def test_what_is_sent_to_nobody_is_dropped_without_an_error() -> None:
     run_async(main())
 
 
-def test_a_round_trip_takes_far_less_than_a_millisecond() -> None:
+def test_a_round_trip_takes_a_few_turns_of_the_loop_and_waits_for_no_timer() -> None:
     async def main() -> None:
         a, b = ends(MemoryNetwork(), "a", "b")
 
@@ -140,14 +139,13 @@ def test_a_round_trip_takes_far_less_than_a_millisecond() -> None:
                 await b.send_message(source, frame)
 
         echoing = asyncio.create_task(echo())
-        times = []
-        for _ in range(200):
-            begun = time.perf_counter()
-            await a.send_message("b", b"ping")
-            await a.next_message()
-            times.append(time.perf_counter() - begun)
+        with no_timers():
+            for _ in range(200):
+                await a.send_message("b", b"ping")
+                back = asyncio.create_task(a.next_message())
+                assert await turns_until(back.done) <= 10
+                await back
         echoing.cancel()
-        assert median(times) < 0.001
 
     run_async(main())
 
