@@ -17,7 +17,8 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from actors import hygiene, last_words, orphans
 from actors.exits import WorkerExit
@@ -34,8 +35,7 @@ _lifeline: int | None = None
 _given: list[int] = []
 
 
-@dataclass(frozen=True, slots=True)
-class Orders:
+class Orders(msgspec.Struct, frozen=True):
     """What a newborn is to be; see `process.WorkerProcess.start`. `search_path`, `arguments` and `directory` are what
     the supervisor has just now. `work` is pickled by itself, since only here it may be found what it is made of."""
 
