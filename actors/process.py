@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self
 
 from actors.birth import Birth, NoProcess, read, readable
@@ -41,7 +41,6 @@ from actors.process_options import ProcessOptions
 from actors.user_account import Account
 
 AS_IT_IS = ProcessOptions()
-PRELOAD = ("actors.worker",)
 WAKE_AFTER = 1.0  # seconds until a fork server that does not answer is taken for stopped, and told to go on
 LAUNCH_TIMEOUT = 5.0  # seconds until it is taken for stuck, and ended
 FIRST_TIMEOUT = (
@@ -122,7 +121,6 @@ class WorkerProcess:
         answered = False
         try:
             with _guard:
-                _name_preload()
                 birth = Birth(_server)
                 deadline = time.monotonic() + (LAUNCH_TIMEOUT if _server.answered else FIRST_TIMEOUT)
             if not readable(birth.status, min(WAKE_AFTER, deadline - time.monotonic())):
@@ -219,11 +217,33 @@ class WorkerProcess:
 
 
 def start_forkserver(preload: Sequence[str] | None = None) -> None:
-    """Make sure that the fork server runs. One that has to be launched, now or later, imports these modules first; by
-    default those that were said last, or the runtime."""
+    """Make sure that the fork server runs. One that has to be launched, now or later, or was launched ahead, imports
+    these modules beside the runtime; by default those that were said last."""
     with _guard:
-        _name_preload(preload)
+        if preload is not None:
+            _server.preload = preload
         _server.ensure_running()
+
+
+@contextmanager
+def forkserver_ahead() -> Iterator[None]:
+    """Around a start: the fork server is launched at once, and comes up while all else is looked at and made. If
+    nothing comes of the start, and nobody else has a use for it, it ends."""
+    server = _server
+    with _guard:
+        server.starts += 1
+        with suppress(OSError):  # whoever needs it tries again, and tells
+            server.launch_ahead()
+    try:
+        yield
+    except BaseException:
+        with _guard:
+            if server.starts == 1:
+                server.drop_ahead()
+        raise
+    finally:
+        with _guard:
+            server.starts -= 1
 
 
 def keep_spare() -> None:
@@ -258,11 +278,6 @@ def _take_spare() -> Birth | None:
             return spare
         spare.close()
         return None
-
-
-def _name_preload(preload: Sequence[str] | None = None) -> None:
-    if preload is not None or not _server.preload:
-        _server.preload = PRELOAD if preload is None else preload
 
 
 def stop_forkserver(timeout: float = 2.0) -> None:
