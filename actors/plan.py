@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from actors.codecs import Codec
+from actors.codecs import PICKLE, Codec
 from actors.components import strongly_connected
 from actors.handler import HandlerDescription, HandlerSpec
 from actors.handler_policy import HandlerPolicy
@@ -126,7 +126,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
     limits: Limits
     groups: tuple[Group, ...]  # the root first, parents before their members
     codecs: tuple[tuple[type, Codec], ...] = ()  # the classes that are not encoded as MessagePack
-    preload: tuple[str, ...] = ()  # modules that workers find imported
+    preload: tuple[str, ...] = ()  # modules that workers find imported, as the user says
 
     @cached_property
     def peers(self) -> tuple[str, ...]:
@@ -226,6 +226,13 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
     def target_peers(self, route: Route) -> tuple[str, ...]:
         """The peers that host its targets, each once, in the order of the targets; the sender itself may be one."""
         return tuple(dict.fromkeys(self.worker_of(target) for target in route.targets))
+
+    @cached_property
+    def imports(self) -> tuple[str, ...]:
+        """All modules that are to be imported once for all workers: those, and what pickles by value are made with."""
+        by_value = any(name in self._packed for name in (b"cloudpickle", b"actors.shipping"))
+        pickles = any(codec is PICKLE for _, codec in self.codecs)
+        return (*["actors.shipping"] * by_value, *["actors.message_pickler"] * pickles, *self.preload)
 
     @cached_property
     def _codecs(self) -> Mapping[type, Codec]:

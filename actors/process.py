@@ -109,14 +109,25 @@ class WorkerProcess:
         done nothing; but a system that can never again restart anybody is worse. Only a new one is left to import.
         """
         message = _orders(target, args, title, options, run_as, first)
+        here = os.open(".", os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY))
+        try:
+            return cls._start(message, title, [*pass_fds, here])
+        finally:
+            os.close(here)
+
+    @classmethod
+    def _start(cls, message: bytes, title: str, fds: Sequence[int]) -> Self:
         spare = _take_spare()
         if spare is not None:
             try:
                 spare.wake()  # it may have been stopped meanwhile
-                spare.tell(message, pass_fds, time.monotonic() + LAUNCH_TIMEOUT)
+                spare.tell(message, fds, time.monotonic() + LAUNCH_TIMEOUT)
+                # failpoint: spare-told
                 return cls(title, spare)
-            except OSError:
-                spare.close()  # it has died meanwhile, or hangs
+            except BaseException as problem:
+                spare.close()  # it has died meanwhile, or hangs; or is told, and nobody is going to look after it
+                if not isinstance(problem, OSError):
+                    raise
         birth: Birth | None = None
         answered = False
         try:
@@ -127,7 +138,7 @@ class WorkerProcess:
                 _server.wake()
             birth.await_pid(deadline)
             answered = _server.answered = True
-            birth.tell(message, pass_fds, deadline)
+            birth.tell(message, fds, deadline)
             return cls(title, birth)
         except BaseException as problem:
             # Closing our ends makes sure that a process that was forked nevertheless ends by itself.
@@ -257,16 +268,18 @@ def keep_spare() -> None:
             try:
                 _spare = Birth(_server, SPARE)
             except OSError:
-                pass  # then a start has none, and tells why
+                return  # then a start has none, and tells why
+            # failpoint: spare-asked
 
 
 def drop_spare() -> None:
     """Let go of it, if there is one, and it ends."""
     global _spare
     with _guard:
-        spare, _spare = _spare, None
-        if spare is not None:
-            spare.close()
+        if _spare is not None:
+            # failpoint: spare-let-go
+            _spare.close()
+            _spare = None
 
 
 def _take_spare() -> Birth | None:
@@ -304,7 +317,7 @@ def _orders(
     guard, and classes defined there would exist twice."""
     work: Work = (target, tuple(args), first)
     packed = pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
-    orders = Orders(search_path(), sys.argv, os.getcwd(), title, options, run_as, packed)
+    orders = Orders(search_path(), sys.argv, title, options, run_as, packed)
     return pickle.dumps(orders, pickle.HIGHEST_PROTOCOL)
 
 

@@ -82,7 +82,7 @@ class System:
             self._directory.lock()
             # failpoint: run-locked
             with suppress(OSError):  # whoever needs it tries again, and tells
-                start_forkserver(plan.preload)  # it imports while the rest is made
+                start_forkserver(plan.imports)  # it imports while the rest is made
             taken = take_over(self._directory, plan, self._users)
             self._identity, self._session, self._left_suspects = taken
             plan = self.plan = plan.with_rings(self._identity.rings)
