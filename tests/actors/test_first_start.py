@@ -16,7 +16,7 @@ import pytest
 from actors import Handler, Message, StartFailed, Topology, TopologyError, handle
 from actors import process as process_module
 from actors.process import forkserver_ahead, start_forkserver, stop_forkserver
-from tests.actors.waiting import until
+from tests.actors.waiting import dead_within, until
 
 
 class Nothing(Message): ...
@@ -80,12 +80,15 @@ def test_a_topology_with_mistakes_leaves_no_process(tmp_path: Path) -> None:
 def test_a_start_that_fails_later_leaves_none_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even what a module has started that was preloaded meanwhile."""
     (tmp_path / "code").mkdir()
-    code = f"import subprocess\nsubprocess.Popen(['sleep', '77'])\nopen({str(tmp_path / 'imported')!r}, 'x')\n"
+    left = tmp_path / "left"
+    code = "import os, subprocess\nleft = subprocess.Popen(['sleep', '77'])\n"
+    code += f"open('{left}.new', 'x').write(str(left.pid))\n"
+    code += f"os.rename('{left}.new', '{left}')\n"
     (tmp_path / "code" / "starts_by_test.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
 
     def full(*_: object) -> None:
-        until((tmp_path / "imported").exists, "the module to be imported")
+        until(left.exists, "the module to be imported")
         raise OSError(errno.ENOSPC, "no room by test")
 
     monkeypatch.setattr("actors.system.create_segments", full)
@@ -93,7 +96,8 @@ def test_a_start_that_fails_later_leaves_none_either(tmp_path: Path, monkeypatch
     with pytest.raises(StartFailed, match="no room by test"):
         topology(tmp_path, preload=["starts_by_test"]).start()
     assert guardian() is None
-    until(lambda: children() == before, "what was started to be gone")
+    assert children() == before
+    dead_within([int(left.read_text())], 2)
 
 
 def test_one_that_was_there_before_stays(tmp_path: Path) -> None:
