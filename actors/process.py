@@ -269,7 +269,6 @@ def keep_spare() -> None:
                 _spare = Birth(_server, SPARE)
             except OSError:
                 return  # then a start has none, and tells why
-            # failpoint: spare-asked
 
 
 def drop_spare() -> None:

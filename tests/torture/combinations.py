@@ -76,7 +76,7 @@ WAYS = {
     ),
     **dict.fromkeys(("death-seen", "death-buried", "restart-decided", "worker-launched"), Way(SUPERVISOR, "worker", 3)),
     "spare-waits": Way(WORKER, "worker", 2, watched=False),
-    **dict.fromkeys(("spare-asked", "spare-told"), Way(SUPERVISOR, "worker", 2)),
+    "spare-told": Way(SUPERVISOR, "worker", 2),
     "spare-let-go": Way(SUPERVISOR, "session", 2),
     **dict.fromkeys(
         ("run-locked", "stale-removed", "identity-written", "segments-created", "gateway-opened"),
