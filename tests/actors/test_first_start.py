@@ -131,7 +131,7 @@ def test_all_modules_are_told_however_many(tmp_path: Path, monkeypatch: pytest.M
     until(lambda: all((tmp_path / f"{name}.seen").exists() for name in names), "all to be imported")
 
 
-def asks() -> tuple[type[Handler], type[Message], type[Message]]:
+def asks() -> tuple[type[Handler], type[Message], type[Any]]:
     """What reaches a worker by value, as the classes of a script do."""
 
     class Ask(Message): ...
