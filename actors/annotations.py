@@ -6,12 +6,13 @@ enclosing function are known. What cannot be resolved is left as it is, for a la
 
 from __future__ import annotations
 
-import inspect
 import sys
 import types
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Union
+
+_OPTIMIZED = 1  # CO_OPTIMIZED, the flag of the code of functions
 
 
 class Unresolved(Exception):
@@ -32,7 +33,7 @@ def local_names(depth: int) -> dict[str, Any]:
     names: dict[str, Any] = {}
     while frame is not None and frame.f_locals is not frame.f_globals:
         names = {**frame.f_locals, **names}
-        if frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # a function: further out are its callers
+        if frame.f_code.co_flags & _OPTIMIZED:  # a function: further out are its callers
             break
         frame = frame.f_back
     return names
@@ -48,7 +49,7 @@ def own(cls: type) -> dict[str, Any]:
         import annotationlib
 
         return annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
-    return inspect.get_annotations(cls)
+    return dict(vars(cls).get("__annotations__", {}))
 
 
 def evaluate(annotation: object, names: Mapping[str, Any], local: Mapping[str, Any]) -> Any:

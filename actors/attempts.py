@@ -14,15 +14,15 @@ of them says:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from actors.handler_policy import HandlerPolicy
 
 DOUBLINGS = 64  # of a delay; more would not fit a float
 
 
-@dataclass(frozen=True, slots=True)
-class Tolerance:
+class Tolerance(msgspec.Struct, frozen=True):
     """What a message's handlers agree on. `max_attempts` is None where they never give up; `delays`: (first, longest)
     of each."""
 
@@ -39,20 +39,17 @@ class Tolerance:
         return max((min(first * factor, longest) for first, longest in self.delays), default=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Try:
+class Try(msgspec.Struct, frozen=True):
     """Now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Not before `until`, in seconds of the clock that was given."""
 
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(msgspec.Struct, frozen=True):
     """It becomes a dead letter."""
 
 

@@ -19,8 +19,6 @@ import io
 import pickle
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import FunctionType
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -28,7 +26,6 @@ from msgspec.structs import fields
 
 from actors.annotations import alternatives
 from actors.message import check_encodable, type_name
-from actors.shipping import Pickler
 
 
 @runtime_checkable
@@ -55,8 +52,7 @@ class Codec(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class _Json:
+class _Json(msgspec.Struct, frozen=True):
     """Messages as JSON: an array of the fields in their order, checked against their types at both ends."""
 
     name: str = "json"
@@ -76,8 +72,7 @@ class _Json:
         return msgspec.json.decode(data, type=type_)
 
 
-@dataclass(frozen=True, slots=True)
-class _Raw:
+class _Raw(msgspec.Struct, frozen=True):
     """Bytes as they are: `bytes`, `memoryview`, or a Message whose one field is one of these.
 
     A view is one of the message itself, read-only: nothing is copied for it.
@@ -105,8 +100,7 @@ class _Raw:
         return type_(data if only[1] is memoryview else bytes(data))
 
 
-@dataclass(frozen=True, slots=True)
-class _Pickle:
+class _Pickle(msgspec.Struct, frozen=True):
     """Whatever cloudpickle can pickle. The class itself is never in it: it is the one that the topology names.
 
     Large buffers inside the message (NumPy arrays, Arrow tables, pickle.PickleBuffer) stand beside the pickle, and what
@@ -126,8 +120,10 @@ class _Pickle:
 
     def parts(self, message: Any, /) -> list[bytes | memoryview]:
         """The payload, in parts that stand one behind the other: its buffers are those of the message."""
+        from actors.message_pickler import MessagePickler  # cloudpickle takes long to import
+
         file = io.BytesIO()
-        pickler = _MessagePickler(file, type(message))
+        pickler = MessagePickler(file, type(message))
         pickler.dump(message)
         if not pickler.buffers:
             return [file.getvalue()]
@@ -167,45 +163,9 @@ def encode_parts(codec: Codec, message: Any) -> Sequence[bytes | bytearray | mem
 
 
 _BUFFERS = (bytes, memoryview)
-_THE_CLASS = "class"
+THE_CLASS = "class"  # what stands in a pickle for the class of the message
 _BESIDE = struct.Struct("<II")
 _ALIGNED = 64
-_LEAST_BUFFER = 4096  # bytes; smaller ones are in the pickle
-
-
-_by_name: dict[int, Any] = {}  # by id, classes and functions that are pickled by name
-_MOST_BY_NAME = 1024
-
-
-class _MessagePickler(Pickler):
-    def __init__(self, file: io.BytesIO, type_: type) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL, buffer_callback=self._beside)
-        self._type = type_
-        self.buffers: list[pickle.PickleBuffer] = []
-
-    def _beside(self, buffer: pickle.PickleBuffer) -> bool:
-        """False, which is to say that it is not in the pickle, for the large ones."""
-        try:
-            small = buffer.raw().nbytes < _LEAST_BUFFER
-        except BufferError:  # not contiguous
-            small = True
-        if not small:
-            self.buffers.append(buffer)
-        return small
-
-    def reducer_override(self, obj: Any) -> Any:
-        """cloudpickle looks up by name, each time, every class and function that a message refers to."""
-        if id(obj) in _by_name:
-            return NotImplemented
-        reduced = super().reducer_override(obj)
-        if reduced is NotImplemented and isinstance(obj, (type, FunctionType)):
-            if len(_by_name) >= _MOST_BY_NAME:
-                _by_name.clear()
-            _by_name[id(obj)] = obj
-        return reduced
-
-    def persistent_id(self, obj: Any) -> str | None:
-        return _THE_CLASS if obj is self._type else None
 
 
 class _MessageUnpickler(pickle.Unpickler):
@@ -214,7 +174,7 @@ class _MessageUnpickler(pickle.Unpickler):
         self._type = type_
 
     def persistent_load(self, pid: Any) -> type:
-        if pid != _THE_CLASS:
+        if pid != THE_CLASS:
             raise pickle.UnpicklingError(f"unknown reference {pid!r} in a {type_name(self._type)}")
         return self._type
 

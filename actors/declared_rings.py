@@ -8,7 +8,9 @@ worker that receives; what the topology gives. Where none does, it is found when
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from actors.declaration import Declaration
 from actors.fixed import is_fixed, layout_of, layout_problems

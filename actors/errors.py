@@ -8,11 +8,10 @@ The text never shows the content of a message, only names, types and sizes; a sh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """One mistake in a declaration.
 
     `kind` is for programs (`"unknown-handler"`), `subject` is the name at fault, `text` says what is wrong, `hint` what

@@ -6,8 +6,6 @@ Numbers and levels are left out: changing them changes nothing about what is in 
 from __future__ import annotations
 
 import enum
-import hashlib
-import json
 import types
 import typing
 from collections.abc import Iterable
@@ -21,6 +19,9 @@ from actors.message import type_name
 
 def fingerprint(names: object, structs: Iterable[type[msgspec.Struct]]) -> str:
     """A hash over names (whatever JSON carries) and over the fields of struct classes, and of those inside them."""
+    import hashlib  # here, as workers have no use for them
+    import json
+
     pending = list(structs)
     shapes: dict[str, list[list[Any]]] = {}
     while pending:

@@ -1,7 +1,8 @@
 """What the fork server does: forks a process for each request, tells its pid, and later how it ended.
 
 - A request is a packet with descriptors: the first is where to tell, the others are the new process's, and so is what
-  the packet says.
+  the packet says. A packet that begins with IMPORT has none, and names modules that all processes after it are to find
+  imported.
 - What is told are two numbers: the pid, or minus the error for which there is no process; and, when it has ended and
   was waited for, its exit code, or minus the signal that ended it. End-of-file: the fork server is gone, and so is it.
 - A fork that fails, for want of memory or of room for one process more, fails that request and nothing else.
@@ -12,6 +13,7 @@ It has one thread, and waits without a timeout: it dies with its supervisor (`fo
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -20,10 +22,12 @@ import struct
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 NUMBER = struct.Struct("q")
 MOST = 64  # descriptors in a request
+IMPORT, SEPARATOR = b"i", "\n"
+LONGEST = 1 << 16  # bytes of a packet
 
 # What a new process does, given what the packet says, its descriptors, and the pid of the fork server; its exit code.
 Life = Callable[[bytes, list[int], int], int]
@@ -50,9 +54,12 @@ def serve(descriptor: int, live: Life) -> None:
             _tell_ends(told)
         if descriptor not in ready:
             continue
-        packet, fds, _, _ = socket.recv_fds(requests, 1, MOST)
+        packet, fds, _, _ = socket.recv_fds(requests, LONGEST, MOST)
         if not packet:
             return
+        if packet.startswith(IMPORT):
+            preload(packet[len(IMPORT) :].decode().split(SEPARATOR))
+            continue
         server = os.getpid()
         try:
             pid = os.fork()
@@ -72,6 +79,18 @@ def serve(descriptor: int, live: Life) -> None:
             told[pid] = fds[0]
         else:
             os.close(fds[0])
+
+
+def preload(modules: Sequence[str]) -> None:
+    """Whoever imports in vain here does so again in the worker, where the error is seen."""
+    gc.disable()  # what is imported stays
+    for module in modules:
+        try:
+            __import__(module)
+        except Exception:
+            pass
+    gc.freeze()  # no collection in a worker is to write to these pages
+    gc.enable()
 
 
 def _tell_ends(told: dict[int, int]) -> None:

@@ -16,15 +16,14 @@ function of the class and tells all its mistakes at once.
 
 from __future__ import annotations
 
-import inspect
 import math
 import typing
 from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
+import msgspec
 from msgspec.structs import fields
 
 from actors.annotations import Unresolved, alternatives, evaluate, local_names, module_names, own, settle
@@ -34,7 +33,6 @@ from actors.fixed import F, FixedMessage, Rows, is_fixed
 from actors.handler_policy import ATTRIBUTE
 from actors.handler_policy import problems as policy_problems
 from actors.message import Message, State, check_encodable, check_type, is_immutable
-from actors.sends import constructed, reserved
 from actors.table import Table
 
 P = ParamSpec("P")
@@ -42,15 +40,15 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 _MARK = "__ringleader_handles__"  # on a function: the types it handles, or None while they are not resolved
 _BATCH = "__ringleader_batch__"  # on such a function: it takes a list of messages
+_NONE = object()
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerSpec:
+class HandlerSpec(msgspec.Struct, frozen=True):
     """A handler class with the arguments it is to be made with, in its worker, at each start."""
 
     cls: type[Handler]
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Handler:
@@ -190,8 +188,7 @@ class TableTypes(NamedTuple):
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerDescription:
+class HandlerDescription(msgspec.Struct, frozen=True):
     """What a handler class declares. `problems` are sentences about the class; empty if it can be run."""
 
     cls: type[Handler]
@@ -209,6 +206,10 @@ class HandlerDescription:
 
 def describe(cls: type[Handler], coded: Container[type] = ()) -> HandlerDescription:
     """Read a handler class. `coded`: the classes that the topology gives a codec, which are messages too."""
+    import inspect  # here and below: workers, which are told what this finds, do without
+
+    from actors.sends import constructed, reserved
+
     problems: list[str] = []
     handles = _handles(cls, problems, coded)
     batches = frozenset(name for name in handles.values() if getattr(_definition(cls, name), _BATCH, False))
@@ -290,13 +291,12 @@ def _types_of(method: FunctionType) -> tuple[Any, ...]:
 
 def _annotated_types(method: FunctionType, local: Mapping[str, Any]) -> tuple[Any, ...]:
     """The classes in the annotation of the method's first parameter after self; none if it has no annotation."""
-    function = inspect.unwrap(method)
-    parameters = list(inspect.signature(method).parameters.values())[1:2]
-    if not parameters or parameters[0].annotation is inspect.Parameter.empty:
+    function, annotation = _first_parameter(method)
+    if annotation is _NONE:
         return ()
     names = getattr(function, "__globals__", {})
     closed = _closed_over(function) if isinstance(function, FunctionType) else {}
-    declared = evaluate(parameters[0].annotation, names, {**closed, **local})
+    declared = evaluate(annotation, names, {**closed, **local})
     if not getattr(method, _BATCH, False):
         return alternatives(declared)
     origin = typing.get_origin(declared)
@@ -307,6 +307,18 @@ def _annotated_types(method: FunctionType, local: Mapping[str, Any]) -> tuple[An
     if any(one is not (origin is Rows) for one in rows):
         return (_NotAList(declared),)
     return inner
+
+
+def _first_parameter(method: FunctionType) -> tuple[Any, Any]:
+    """The function that a method is, whatever wraps it, and the annotation of its first parameter after self."""
+    plain = "__wrapped__" not in vars(method) and "__signature__" not in vars(method)
+    if plain and method.__code__.co_argcount > 1:
+        return method, method.__annotations__.get(method.__code__.co_varnames[1], _NONE)
+    import inspect
+
+    parameters = list(inspect.signature(method).parameters.values())[1:2]
+    found = parameters[0].annotation if parameters else inspect.Parameter.empty
+    return inspect.unwrap(method), _NONE if found is inspect.Parameter.empty else found
 
 
 def _closed_over(function: FunctionType) -> dict[str, Any]:
@@ -358,6 +370,8 @@ def _callable_problems(name: str, function: Any, arguments: int) -> list[str]:
     """What keeps a method from being called with so many arguments, and from being done when it returns."""
     if not isinstance(function, FunctionType):
         return [f"{name} is not a plain method"]
+    import inspect
+
     if (
         inspect.iscoroutinefunction(function)
         or inspect.isgeneratorfunction(function)
@@ -419,6 +433,8 @@ def _state(cls: type, problems: list[str]) -> tuple[type[State] | None, TableTyp
 
 def _idle(cls: type, coded: Container[type]) -> str:
     """Why a class that does nothing does nothing, as far as can be told."""
+    import inspect
+
     forgotten = []
     for name in dir(cls):
         method = inspect.getattr_static(cls, name)

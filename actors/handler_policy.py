@@ -8,15 +8,15 @@ A subclass inherits what it does not say itself.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 from typing import Any
+
+import msgspec
 
 ON_ERROR = ("dead-letter", "retry", "crash")
 ATTRIBUTE = "__ringleader_policy__"  # on a class: what it said itself
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerPolicy:
+class HandlerPolicy(msgspec.Struct, frozen=True):
     """
     max_attempts  how often a message is tried before it becomes a dead letter; None: as the topology says. Also how
                   often in a row an `on_loop` may fail before its worker ends, and, if it is said here, an `on_start`
@@ -46,7 +46,7 @@ def policy_of(cls: type) -> HandlerPolicy:
     said: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         said |= vars(base).get(ATTRIBUTE, {})
-    names = {field.name for field in fields(HandlerPolicy)}
+    names = set(HandlerPolicy.__struct_fields__)
     return HandlerPolicy(**{name: value for name, value in said.items() if name in names})
 
 
@@ -92,4 +92,4 @@ def _wrong(name: str, value: Any) -> str | None:
             return None if value is None or (number and value > 0) else "it is a number of seconds above 0, or None"
         case "ordered":
             return None if isinstance(value, bool) else "it is True or False"
-    return f"there is no such option; there are {', '.join(field.name for field in fields(HandlerPolicy))}"
+    return f"there is no such option; there are {', '.join(HandlerPolicy.__struct_fields__)}"

@@ -12,7 +12,6 @@ import faulthandler
 import fcntl
 import os
 import signal
-import tempfile
 import traceback
 
 # A real-time signal: they have no meaning but what a program gives them, and programs begin at the other end.
@@ -27,6 +26,8 @@ class LastWords:
         if hasattr(os, "memfd_create"):
             self.fd = os.memfd_create("ringleader-last-words", os.MFD_CLOEXEC)
         else:
+            import tempfile
+
             with tempfile.TemporaryFile() as file:
                 self.fd = os.dup(file.fileno())
         fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_APPEND)

@@ -17,10 +17,10 @@ import re
 import struct
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from typing import Annotated, Any
+
+import msgspec
 
 ALIGNMENT = 8
 TAG = 0xC1
@@ -36,15 +36,13 @@ _TEXT = re.compile(r"\{(.*); (\d+) bytes\}")
 _FIELD = re.compile(r"(\w+) (\w+?)(?:\[(\d+)\])? @(\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Scalar:
+class Scalar(msgspec.Struct, frozen=True):
     """In the Annotated of a number: how it is stored."""
 
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(msgspec.Struct, frozen=True):
     """In the Annotated of bytes, or of a tuple: how many there are."""
 
     count: int
@@ -54,8 +52,7 @@ class BadField(Exception):
     """Why a type cannot be a field of a fixed message. Internal: `problems` tells it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     name: str
     kind: str  # of one item
     count: int | None  # items of an array; None: it is none
@@ -79,8 +76,7 @@ class Field:
         return f"{self.name} {self.kind}{'' if self.count is None else f'[{self.count}]'} @{self.offset}"
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True, dict=True):
     fields: tuple[Field, ...]
     size: int  # bytes of a row
 
@@ -90,6 +86,8 @@ class Layout:
 
     @cached_property
     def fingerprint(self) -> bytes:
+        from hashlib import blake2b
+
         return bytes((TAG,)) + blake2b(self.text.encode(), digest_size=FINGERPRINT - 1).digest()
 
     @cached_property

@@ -21,8 +21,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from actors.log_record import Packet, Sent, encode, plain
 
@@ -36,8 +37,7 @@ STANDARD = _BARE | {"message", "asctime", "taskName"}  # and what formatters add
 AtWork = Callable[[], tuple[str, str]]  # handler, message id
 
 
-@dataclass(frozen=True, slots=True)
-class Levels:
+class Levels(msgspec.Struct, frozen=True):
     """What the program wants to hear: levels by logger, the root's among them as the empty name."""
 
     levels: tuple[tuple[str, int], ...] = (("", logging.WARNING),)

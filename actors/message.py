@@ -15,7 +15,6 @@ Apart from the definitions, which look at the frame they stand in, everything he
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import decimal
 import enum
@@ -126,7 +125,8 @@ def _is_immutable(type_: Any, open_: frozenset[Any]) -> bool:
             return leaf.__struct_config__.frozen and all(_is_immutable(field.type, inner) for field in fields(leaf))
         except NameError:
             return False
-    frozen = dataclasses.is_dataclass(leaf) and getattr(leaf, "__dataclass_params__").frozen  # noqa: B009
+    parameters = getattr(leaf, "__dataclass_params__", None)
+    frozen = parameters is not None and parameters.frozen
     if frozen or (issubclass(leaf, tuple) and hasattr(leaf, "_fields")):
         try:
             hints = typing.get_type_hints(leaf)

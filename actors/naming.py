@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,6 +14,8 @@ NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 def closest(name: object, options: Iterable[str], what: str) -> str:
     """A suggestion for a name that is not among the options."""
+    import difflib  # nobody needs it where all is well
+
     names = list(options)
     match = difflib.get_close_matches(str(name).lower(), names, 1)
     if match:

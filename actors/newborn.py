@@ -17,7 +17,8 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from actors import hygiene, last_words, orphans
 from actors.exits import WorkerExit
@@ -27,21 +28,19 @@ from actors.touching import touch
 from actors.user_account import Account, unreadable
 
 HEADER = struct.Struct("Q")  # how long the message is that follows; the descriptors come with it
-MOST = 64  # descriptors in it
+MOST = 64  # descriptors in it; the last one is the working directory
 NOW, SPARE = b"n", b"s"  # what the request for it says: it is awaited, or has the time to prepare
 
 _lifeline: int | None = None
 _given: list[int] = []
 
 
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """What a newborn is to be; see `process.WorkerProcess.start`. `search_path`, `arguments` and `directory` are what
-    the supervisor has just now. `work` is pickled by itself, since only here it may be found what it is made of."""
+class Orders(msgspec.Struct, frozen=True):
+    """What a newborn is to be; see `process.WorkerProcess.start`. `search_path` and `arguments` are what the supervisor
+    has just now. `work` is pickled by itself, since only here it may be found what it is made of."""
 
     search_path: list[str]
     arguments: list[str]
-    directory: str
     title: str
     options: ProcessOptions
     run_as: Account | None
@@ -63,6 +62,7 @@ def live(packet: bytes, fds: list[int], server: int) -> int:
     orphans.mark()
     if packet == SPARE:
         touch()
+        # failpoint: spare-waits
     message = _hear(told)
     hygiene.keep_descriptors()
     user = None
@@ -70,7 +70,7 @@ def live(packet: bytes, fds: list[int], server: int) -> int:
         orders: Orders = pickle.loads(message)
         user = orders.options.user
         sys.path, sys.argv = orders.search_path, orders.arguments
-        os.chdir(orders.directory)
+        _enter(_given.pop())
         set_title(orders.title)
         target, args, first = _work(orders)
         given = [] if first is None else [first()]
@@ -90,6 +90,12 @@ def live(packet: bytes, fds: list[int], server: int) -> int:
         last_words.say(words, error)
         raise
     return code if isinstance(code, int) else 0
+
+
+def _enter(directory: int) -> None:
+    """The supervisor's working directory comes as a descriptor, which leads there also when it was moved or removed."""
+    os.fchdir(directory)
+    os.close(directory)
 
 
 def _work(orders: Orders) -> Work:

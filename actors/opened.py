@@ -7,7 +7,8 @@ user's or imports any; the plan, with the handlers, is unpacked after the change
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+
+import msgspec
 
 from actors.plan import Plan
 from actors.wiring import board_name, ring_name
@@ -16,8 +17,7 @@ from persist import PersistError, UnsafeDirectory
 from persist.files import Directory
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(msgspec.Struct, frozen=True):
     """`journal`: its directory, empty at level `memory`; it must belong to the user `uid`."""
 
     segments: tuple[str, ...]
@@ -26,11 +26,10 @@ class Opening:
     uid: int
 
 
-@dataclass(slots=True)
-class Opened:
+class Opened(msgspec.Struct):
     """What is taken out of it belongs to who took it."""
 
-    segments: dict[str, Segment] = field(default_factory=dict)
+    segments: dict[str, Segment] = msgspec.field(default_factory=dict)
     _journal: Directory | None = None
     _problem: Exception | None = None
 

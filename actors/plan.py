@@ -16,12 +16,15 @@ Pure and immutable. Pickling a plan, by whatever pickler, ships by value the cla
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from actors.codecs import Codec
+import msgspec
+from msgspec.structs import replace
+
+from actors.codecs import PICKLE, Codec
 from actors.components import strongly_connected
 from actors.handler import HandlerDescription, HandlerSpec
 from actors.handler_policy import HandlerPolicy
@@ -33,8 +36,7 @@ GATEWAY = "gateway"
 REPLY = "#reply"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """The numbers of a topology; see Topology for what each one means."""
 
     max_message_bytes: int
@@ -53,24 +55,21 @@ class Limits:
     log_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerPlan:
+class HandlerPlan(msgspec.Struct, frozen=True):
     name: str
     spec: HandlerSpec
     description: HandlerDescription
     policy: HandlerPolicy
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerPlan:
+class WorkerPlan(msgspec.Struct, frozen=True):
     name: str
     handlers: tuple[HandlerPlan, ...]
     child: ChildSpec
     process: ProcessOptions
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(msgspec.Struct, frozen=True):
     """Workers and groups that are supervised together: a supervisor of its own in OTP, without a process here.
 
     Members start in this order and stop in the reverse. A group that gives up is a death in its parent, which deals
@@ -85,8 +84,7 @@ class Group:
     restart: Restart = Restart.PERMANENT
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(msgspec.Struct, frozen=True):
     index: int
     source: str  # a worker, or GATEWAY
     target: str
@@ -99,8 +97,7 @@ class Edge:
         return f"{self.source}>{self.target}"
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     id: int
     source: str  # a handler; GATEWAY; for a reply route, a worker
     message: type | None  # None for a reply route, which carries any class
@@ -119,8 +116,7 @@ class Route:
         return self.message is None
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, dict=True):
     name: str
     level: str
     workers: tuple[WorkerPlan, ...]
@@ -130,7 +126,7 @@ class Plan:
     limits: Limits
     groups: tuple[Group, ...]  # the root first, parents before their members
     codecs: tuple[tuple[type, Codec], ...] = ()  # the classes that are not encoded as MessagePack
-    preload: tuple[str, ...] = ()  # modules that workers find imported
+    preload: tuple[str, ...] = ()  # modules that workers find imported, as the user says
 
     @cached_property
     def peers(self) -> tuple[str, ...]:
@@ -232,6 +228,13 @@ class Plan:
         return tuple(dict.fromkeys(self.worker_of(target) for target in route.targets))
 
     @cached_property
+    def imports(self) -> tuple[str, ...]:
+        """All modules that are to be imported once for all workers: those, and what pickles by value are made with."""
+        by_value = any(name in self._packed for name in (b"cloudpickle", b"actors.shipping"))
+        pickles = any(codec is PICKLE for _, codec in self.codecs)
+        return (*["actors.shipping"] * by_value, *["actors.message_pickler"] * pickles, *self.preload)
+
+    @cached_property
     def _codecs(self) -> Mapping[type, Codec]:
         return dict(self.codecs)
 
@@ -278,12 +281,15 @@ class Plan:
         """Every incarnation of every worker gets the same."""
         from actors.shipping import pack
 
-        return pack({one.name: getattr(self, one.name) for one in fields(self)})
+        return pack({name: getattr(self, name) for name in self.__struct_fields__})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from actors.shipping import unpack_plan
+        return unpack, (self._packed,)
 
-        return unpack_plan, (self._packed,)
+
+def unpack(data: bytes) -> Plan:
+    """What a packed plan is made from again, in a worker; no cloudpickle is needed where all of it can be imported."""
+    return Plan(**pickle.loads(data))
 
 
 def number_edges(workers: tuple[str, ...], pairs: set[tuple[str, str]]) -> tuple[Edge, ...]:

@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self
 
 from actors.birth import Birth, NoProcess, read, readable
@@ -41,7 +41,6 @@ from actors.process_options import ProcessOptions
 from actors.user_account import Account
 
 AS_IT_IS = ProcessOptions()
-PRELOAD = ("actors.worker",)
 WAKE_AFTER = 1.0  # seconds until a fork server that does not answer is taken for stopped, and told to go on
 LAUNCH_TIMEOUT = 5.0  # seconds until it is taken for stuck, and ended
 FIRST_TIMEOUT = (
@@ -110,26 +109,36 @@ class WorkerProcess:
         done nothing; but a system that can never again restart anybody is worse. Only a new one is left to import.
         """
         message = _orders(target, args, title, options, run_as, first)
+        here = os.open(".", os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY))
+        try:
+            return cls._start(message, title, [*pass_fds, here])
+        finally:
+            os.close(here)
+
+    @classmethod
+    def _start(cls, message: bytes, title: str, fds: Sequence[int]) -> Self:
         spare = _take_spare()
         if spare is not None:
             try:
                 spare.wake()  # it may have been stopped meanwhile
-                spare.tell(message, pass_fds, time.monotonic() + LAUNCH_TIMEOUT)
+                spare.tell(message, fds, time.monotonic() + LAUNCH_TIMEOUT)
+                # failpoint: spare-told
                 return cls(title, spare)
-            except OSError:
-                spare.close()  # it has died meanwhile, or hangs
+            except BaseException as problem:
+                spare.close()  # it has died meanwhile, or hangs; or is told, and nobody is going to look after it
+                if not isinstance(problem, OSError):
+                    raise
         birth: Birth | None = None
         answered = False
         try:
             with _guard:
-                _name_preload()
                 birth = Birth(_server)
                 deadline = time.monotonic() + (LAUNCH_TIMEOUT if _server.answered else FIRST_TIMEOUT)
             if not readable(birth.status, min(WAKE_AFTER, deadline - time.monotonic())):
                 _server.wake()
             birth.await_pid(deadline)
             answered = _server.answered = True
-            birth.tell(message, pass_fds, deadline)
+            birth.tell(message, fds, deadline)
             return cls(title, birth)
         except BaseException as problem:
             # Closing our ends makes sure that a process that was forked nevertheless ends by itself.
@@ -219,11 +228,33 @@ class WorkerProcess:
 
 
 def start_forkserver(preload: Sequence[str] | None = None) -> None:
-    """Make sure that the fork server runs. One that has to be launched, now or later, imports these modules first; by
-    default those that were said last, or the runtime."""
+    """Make sure that the fork server runs. One that has to be launched, now or later, or was launched ahead, imports
+    these modules beside the runtime; by default those that were said last."""
     with _guard:
-        _name_preload(preload)
+        if preload is not None:
+            _server.preload = preload
         _server.ensure_running()
+
+
+@contextmanager
+def forkserver_ahead() -> Iterator[None]:
+    """Around a start: the fork server is launched at once, and comes up while all else is looked at and made. If
+    nothing comes of the start, and nobody else has a use for it, it ends."""
+    server = _server
+    with _guard:
+        server.starts += 1
+        with suppress(OSError):  # whoever needs it tries again, and tells
+            server.launch_ahead()
+    try:
+        yield
+    except BaseException:
+        with _guard:
+            if server.starts == 1:
+                server.drop_ahead()
+        raise
+    finally:
+        with _guard:
+            server.starts -= 1
 
 
 def keep_spare() -> None:
@@ -237,16 +268,17 @@ def keep_spare() -> None:
             try:
                 _spare = Birth(_server, SPARE)
             except OSError:
-                pass  # then a start has none, and tells why
+                return  # then a start has none, and tells why
 
 
 def drop_spare() -> None:
     """Let go of it, if there is one, and it ends."""
     global _spare
     with _guard:
-        spare, _spare = _spare, None
-        if spare is not None:
-            spare.close()
+        if _spare is not None:
+            # failpoint: spare-let-go
+            _spare.close()
+            _spare = None
 
 
 def _take_spare() -> Birth | None:
@@ -258,11 +290,6 @@ def _take_spare() -> Birth | None:
             return spare
         spare.close()
         return None
-
-
-def _name_preload(preload: Sequence[str] | None = None) -> None:
-    if preload is not None or not _server.preload:
-        _server.preload = PRELOAD if preload is None else preload
 
 
 def stop_forkserver(timeout: float = 2.0) -> None:
@@ -289,7 +316,7 @@ def _orders(
     guard, and classes defined there would exist twice."""
     work: Work = (target, tuple(args), first)
     packed = pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
-    orders = Orders(search_path(), sys.argv, os.getcwd(), title, options, run_as, packed)
+    orders = Orders(search_path(), sys.argv, title, options, run_as, packed)
     return pickle.dumps(orders, pickle.HIGHEST_PROTOCOL)
 
 

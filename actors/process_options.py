@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessOptions:
+class ProcessOptions(msgspec.Struct, frozen=True):
     """None: as the supervisor has it. Applied before any code of the user is imported; see `hygiene`.
 
     memory_bytes  largest address space (RLIMIT_AS); an allocation beyond it raises MemoryError. It counts what is

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from enum import Enum
+
+import msgspec
 
 from actors.exits import ExitStatus, WorkerExit
 
@@ -44,8 +45,7 @@ class Ending(Enum):
     SIGNAL = "signal"
 
 
-@dataclass(frozen=True, slots=True)
-class ChildSpec:
+class ChildSpec(msgspec.Struct, frozen=True):
     """What the supervisor knows of one worker before it is started. Times are seconds.
 
     shutdown       how long it may take to end when it is told to, before it is killed; 0 kills at once (OTP's
@@ -61,8 +61,7 @@ class ChildSpec:
     hung_after: float = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """Limits and delays of restarts. Seconds are seconds of a monotonic clock.
 
     The n-th restart of one child within the period waits `backoff_initial` for n = 1, then `backoff_step` for n = 2 and
@@ -80,10 +79,10 @@ class Policy:
     strategy: Strategy = Strategy.ONE_FOR_ONE
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
             if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"restart policy: {field.name} is {value!r}, but must be finite and not negative")
+                raise ValueError(f"restart policy: {name} is {value!r}, but must be finite and not negative")
         if not self.period > 0:
             raise ValueError(f"restart policy: period is {self.period!r}, but must be more than 0 seconds")
         if self.backoff_factor < 1:
@@ -92,8 +91,7 @@ class Policy:
             raise ValueError(f"restart policy: jitter is {self.jitter!r}, but is a fraction between 0 and 1")
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
+class Death(msgspec.Struct, frozen=True):
     """One end of one incarnation, or of a group. `code` and `signal` are both None if it never came to a process."""
 
     name: str
@@ -113,8 +111,7 @@ class Death:
         return Ending.NORMAL if self.code == 0 else Ending.EXCEPTION
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(msgspec.Struct, frozen=True):
     """The restarts that still count: when, and of whom; oldest first."""
 
     restarts: tuple[tuple[float, str], ...] = ()
@@ -126,18 +123,15 @@ class History:
         return sum(1 for _, restarted in self.restarts if restarted == name)
 
 
-@dataclass(frozen=True, slots=True)
-class RestartAfter:
+class RestartAfter(msgspec.Struct, frozen=True):
     delay: float
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """It ended as it may, and stays away."""
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(msgspec.Struct, frozen=True):
     reason: str
     status: ExitStatus = ExitStatus.GAVE_UP
 

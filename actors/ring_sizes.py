@@ -14,8 +14,9 @@ A mebibyte is as fast as more, but for batches of rows: what is longer than half
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from actors.system_errors import RingsDoNotFit
 from bus.layout import MAX_CAPACITY, MIN_CAPACITY, ring_size
@@ -32,8 +33,7 @@ SHARE_OF_MEMORY = 4  # and the 4th part of all memory
 PAGE = 4096  # shared memory is given by pages
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(msgspec.Struct, frozen=True):
     """Bytes; None where it cannot be known, or where there is no limit."""
 
     shared: int | None  # shared memory that is free

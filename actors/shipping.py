@@ -14,15 +14,12 @@ import io
 import pickle
 import types
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import cloudpickle
 import msgspec
 from msgspec.structs import fields
-
-if TYPE_CHECKING:
-    from actors.plan import Plan
 
 _ids: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 _made: WeakValueDictionary[str, type] = WeakValueDictionary()
@@ -49,12 +46,6 @@ def pack(value: object) -> bytes:
     file = io.BytesIO()
     Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     return file.getvalue()
-
-
-def unpack_plan(data: bytes) -> Plan:
-    from actors.plan import Plan
-
-    return Plan(**pickle.loads(data))
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -37,7 +37,7 @@ from actors.opened import open_first, opening_of
 from actors.pause_request import COMMANDS, PauseRequest, Standing, told_to
 from actors.plan import GATEWAY, Plan
 from actors.predecessor import take_over
-from actors.process import PRELOAD, WorkerProcess, drop_spare, keep_spare, start_forkserver
+from actors.process import WorkerProcess, drop_spare, keep_spare, start_forkserver
 from actors.reply_types import reply_class
 from actors.restart import Policy
 from actors.resume import Names
@@ -82,7 +82,7 @@ class System:
             self._directory.lock()
             # failpoint: run-locked
             with suppress(OSError):  # whoever needs it tries again, and tells
-                start_forkserver((*PRELOAD, *plan.preload))  # it imports while the rest is made
+                start_forkserver(plan.imports)  # it imports while the rest is made
             taken = take_over(self._directory, plan, self._users)
             self._identity, self._session, self._left_suspects = taken
             plan = self.plan = plan.with_rings(self._identity.rings)

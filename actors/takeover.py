@@ -8,7 +8,8 @@ What cannot be honoured is refused before anything starts, with what is pending.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from actors.plan import GATEWAY, Plan
 from actors.resume import RUNTIME
@@ -16,8 +17,7 @@ from actors.system_errors import TopologyChanged
 from persist import Recovered
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(msgspec.Struct, frozen=True):
     """A handler whose state is to be carried from one worker's journal to another's."""
 
     handler: str

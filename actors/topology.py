@@ -265,9 +265,12 @@ class Topology:
         Returns when every worker is up; `timeout` in seconds. Raises TopologyError, or StartFailed with the exit status
         and the reason; nothing runs then. `observer` is called with every event of the supervisor, in its thread.
         """
-        from actors.launch import start
+        from actors.process import forkserver_ahead
 
-        return start(self, timeout=timeout, observer=observer)
+        with forkserver_ahead():
+            from actors.launch import start
+
+            return start(self, timeout=timeout, observer=observer)
 
     def run(self) -> None:
         """Start the system and wait for its end, as a script does.
@@ -275,9 +278,12 @@ class Topology:
         The first SIGINT or SIGTERM drains, the second stops now. Returns after a clean end only; any other end is told
         on stderr and raises SystemExit with one of ExitStatus.
         """
-        from actors.launch import run
+        from actors.process import forkserver_ahead
 
-        run(self)
+        with forkserver_ahead():
+            from actors.launch import run
+
+            run(self)
 
     def __repr__(self) -> str:
         return f"Topology({self.name!r}, durability={self.durability!r})"

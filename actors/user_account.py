@@ -15,8 +15,9 @@ import os
 import pwd
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from actors.plan import Plan
 
@@ -25,8 +26,7 @@ from actors.plan import Plan
 NEEDED = {"CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7}
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(msgspec.Struct, frozen=True):
     """`groups` are all of them, `gid` among them."""
 
     name: str

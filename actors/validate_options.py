@@ -7,8 +7,10 @@ only be known later ends the worker (`hygiene.OptionRefused`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import fields
 
 from actors.codecs import PICKLE
 from actors.declaration import Declaration, DeclaredOptions

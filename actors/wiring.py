@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from actors.claims import Claims
 from actors.claims_in_memory import MemoryClaims
@@ -23,15 +24,14 @@ def ring_name(run_id: str, edge: Edge) -> str:
     return segment_name(run_id, edge.index + 1)
 
 
-@dataclass
-class Wires:
+class Wires(msgspec.Struct):
     """What has to be given back, last taken first. `close` may be called twice.
 
     `held`: segments that were attached already, by a worker that could not do it any more; each is taken once.
     """
 
-    undo: list[Callable[[], None]] = field(default_factory=list)
-    held: dict[str, Segment] = field(default_factory=dict)
+    undo: list[Callable[[], None]] = msgspec.field(default_factory=list)
+    held: dict[str, Segment] = msgspec.field(default_factory=dict)
 
     def attach(self, name: str) -> Segment:
         segment = self.held.pop(name, None) or Segment.attach(name)

@@ -13,8 +13,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from actors import log_worker
 from actors.codec import RUN, RunCodec
@@ -64,8 +65,7 @@ PAUSED_WAIT = 0.005  # while another worker of the component is over its limit, 
 RUN_BYTES = 1 << 15  # a run is cut there, so that its first message need not wait for its last
 
 
-@dataclass(frozen=True)
-class Boot:
+class Boot(msgspec.Struct, frozen=True):
     """What a worker process is started with. The plan travels by `shipping`: handlers may be defined anywhere."""
 
     plan: Plan

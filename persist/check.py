@@ -8,7 +8,6 @@ It never raises for what it finds in the files, and changes nothing.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -19,8 +18,7 @@ from persist.reader import Segment, SegmentReader, survey
 from persist.recovery import Fold, Outbox, Recovered, name
 
 
-@dataclass(slots=True)
-class SegmentReport:
+class SegmentReport(msgspec.Struct):
     """One segment; `frames` and `bytes` are those that are good, header and snapshot included."""
 
     file: str
@@ -31,16 +29,15 @@ class SegmentReport:
     bytes: int = 0
 
 
-@dataclass(slots=True)
-class Report:
+class Report(msgspec.Struct):
     """`faults`: what reading refuses (DamagedJournal, NewerFormat, NotAJournal). `gaps`: sequence numbers, watermarks
     and snapshots that do not add up. A torn tail alone is not a fault."""
 
     directory: str
-    segments: list[SegmentReport] = field(default_factory=list)
+    segments: list[SegmentReport] = msgspec.field(default_factory=list)
     torn: TornTail | None = None
-    faults: list[PersistError] = field(default_factory=list)
-    gaps: list[str] = field(default_factory=list)
+    faults: list[PersistError] = msgspec.field(default_factory=list)
+    gaps: list[str] = msgspec.field(default_factory=list)
 
     @property
     def ok(self) -> bool:

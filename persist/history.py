@@ -22,7 +22,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -44,8 +43,7 @@ and is never sent."""
 Place = str | os.PathLike[str] | Directory
 
 
-@dataclass(frozen=True, slots=True)
-class SentRun:
+class SentRun(msgspec.Struct, frozen=True):
     """A Send by name. `edges`: outbound peer -> first sequence number."""
 
     route: Route
@@ -59,8 +57,7 @@ class SentRun:
         return bool(self.flags & LOST)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One transaction by name. `end` is the position behind it: where to go on.
 
     consumed  inbound peer -> watermark
@@ -74,13 +71,13 @@ class Record:
     end: int
     segment: int
     epoch: int
-    consumed: dict[str, int] = field(default_factory=dict)
-    sends: list[SentRun] = field(default_factory=list)
-    states: dict[str, bytes] = field(default_factory=dict)
-    keys: list[tuple[str, bytes, bytes | None]] = field(default_factory=list)
-    dead: list[NamedDeadLetter] = field(default_factory=list)
-    removed: list[tuple[str, int]] = field(default_factory=list)
-    attempts: dict[tuple[str, int], int] = field(default_factory=dict)
+    consumed: dict[str, int] = msgspec.field(default_factory=dict)
+    sends: list[SentRun] = msgspec.field(default_factory=list)
+    states: dict[str, bytes] = msgspec.field(default_factory=dict)
+    keys: list[tuple[str, bytes, bytes | None]] = msgspec.field(default_factory=list)
+    dead: list[NamedDeadLetter] = msgspec.field(default_factory=list)
+    removed: list[tuple[str, int]] = msgspec.field(default_factory=list)
+    attempts: dict[tuple[str, int], int] = msgspec.field(default_factory=dict)
 
 
 def replay(directory: Place, from_position: int = 0) -> Iterator[Record]:

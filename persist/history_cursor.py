@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from persist.errors import DamagedJournal, NewerFormat, PersistError
 from persist.files import Directory, File

@@ -24,8 +24,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
 from typing import Self
+
+import msgspec
+from msgspec.structs import replace
 
 from persist.errors import JournalClosed, JournalFull, JournalPoisoned, SequenceBroken
 from persist.files import Directory
@@ -47,8 +49,7 @@ LEVELS = ("process", "power")
 MakeSnapshot = Callable[[Recovered | None, int], Snapshot]
 
 
-@dataclass(frozen=True, slots=True)
-class _Closed:
+class _Closed(msgspec.Struct, frozen=True):
     """A segment that is no longer written to. `highest`: current peer -> last sequence number assigned by its end, of
     the peers that had not acknowledged it when the segment was closed; `closed_ns`: when that was, wall clock."""
 

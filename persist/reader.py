@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from zlib import crc32
 
 import msgspec
+from msgspec.structs import replace
 
 from persist.errors import DamagedJournal, NewerFormat, NotAJournal, PersistError
 from persist.files import CHUNK, Directory, File, is_zeros
@@ -50,8 +50,7 @@ SEARCH_EFFORT = 64  # how often over the bytes behind a bad frame may be checksu
 _LENGTH = struct.Struct("<4xI")
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):
     """A segment with a good header and a good snapshot. `size` is that of the file when it was looked at, or, of a
     closed one, up to where the next segment says that it ends."""
 
@@ -73,8 +72,7 @@ class Segment:
         return position - self.first_position + SEGMENT_HEADER
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(msgspec.Struct, frozen=True):
     """All segments, oldest first. `torn` is a last segment that was not even begun whole; it is not among them."""
 
     segments: tuple[Segment, ...]

@@ -6,8 +6,9 @@ Pure. Indices are only valid within their segment; names are what lasts, so a to
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
+
+import msgspec
 
 from persist.format import BadFrame, DeadLetter, Send, Snapshot, TornTail, Transaction
 
@@ -15,8 +16,7 @@ Route = tuple[str, str]  # source handler, message type
 T = TypeVar("T")
 
 
-@dataclass(slots=True, kw_only=True)
-class NamedDeadLetter:
+class NamedDeadLetter(msgspec.Struct, kw_only=True):
     """A DeadLetter whose peer and route are names."""
 
     peer: str
@@ -31,8 +31,7 @@ class NamedDeadLetter:
     body: bytes
 
 
-@dataclass(slots=True, kw_only=True)
-class Recovered:
+class Recovered(msgspec.Struct, kw_only=True):
     """A worker as its journal has it. A journal that was never written is one of epoch 0 and otherwise empty.
 
     watermarks    inbound peer -> last sequence number durably consumed
@@ -50,16 +49,16 @@ class Recovered:
     epoch: int = 0
     level: str = ""
     fingerprint: str = ""
-    states: dict[str, bytes] = field(default_factory=dict)
-    tables: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
-    watermarks: dict[str, int] = field(default_factory=dict)
-    assigned: dict[str, int] = field(default_factory=dict)
-    acked: dict[str, int] = field(default_factory=dict)
-    unacked_from: dict[str, int | None] = field(default_factory=dict)
-    unacked_bytes: dict[str, int] = field(default_factory=dict)
-    attempts: dict[tuple[str, int], int] = field(default_factory=dict)
-    dead: list[NamedDeadLetter] = field(default_factory=list)
-    routes: dict[int, tuple[Route, ...]] = field(default_factory=dict)
+    states: dict[str, bytes] = msgspec.field(default_factory=dict)
+    tables: dict[str, dict[bytes, bytes]] = msgspec.field(default_factory=dict)
+    watermarks: dict[str, int] = msgspec.field(default_factory=dict)
+    assigned: dict[str, int] = msgspec.field(default_factory=dict)
+    acked: dict[str, int] = msgspec.field(default_factory=dict)
+    unacked_from: dict[str, int | None] = msgspec.field(default_factory=dict)
+    unacked_bytes: dict[str, int] = msgspec.field(default_factory=dict)
+    attempts: dict[tuple[str, int], int] = msgspec.field(default_factory=dict)
+    dead: list[NamedDeadLetter] = msgspec.field(default_factory=list)
+    routes: dict[int, tuple[Route, ...]] = msgspec.field(default_factory=dict)
     position: int = 0
     torn: TornTail | None = None
 

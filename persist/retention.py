@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 NANOSECONDS = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Retain:
+class Retain(msgspec.Struct, frozen=True):
     """Whole segments are kept while the journal without them would have fewer than `bytes` bytes, and while they were
     closed less than `age` seconds ago; with both, what either lets go goes. With neither, nothing is kept. On a full
     disk, history goes before anything is refused for long."""

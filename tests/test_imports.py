@@ -26,10 +26,10 @@ PURE = {
         "annotations", "attempts", "beside", "codec", "codec_runs", "codecs", "components", "control_progress",
         "control_protocol", "control_view", "declaration", "declared_rings", "errors", "exits", "fingerprint", "fixed",
         "fixed_runs", "handler", "handler_policy", "hang", "layout", "letter_commands", "log_record", "message",
-        "naming", "outgoing", "packing", "pause_request", "plan", "process_options", "reasons", "replies", "reserving",
-        "restart", "resume", "ring_sizes", "sealed", "sends", "shipping", "spinning", "supervision", "system_errors",
-        "table", "tickets", "validate", "validate_codecs", "validate_fixed", "validate_options", "validate_preload",
-        "validate_rings", "validate_supervision", "views",
+        "message_pickler", "naming", "outgoing", "packing", "pause_request", "plan", "process_options", "reasons",
+        "replies", "reserving", "restart", "resume", "ring_sizes", "sealed", "sends", "shipping", "spinning",
+        "supervision", "system_errors", "table", "tickets", "validate", "validate_codecs", "validate_fixed",
+        "validate_options", "validate_preload", "validate_rings", "validate_supervision", "views",
     },
 }  # fmt: skip
 ACTING = {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from actors import Handler
 from actors.attempts import GIVE_UP, TRY, GiveUp, Tolerance, Try, Wait, next_step, source_attempts, strictest

@@ -52,7 +52,7 @@ def found(machine: Machine = HERE, worker: Any = "stats", **options: Any) -> lis
         {"user": "me"},
         {"user": 1000},
         {"umask": 0},
-        {name: getattr(ProcessOptions(), name) for name in ProcessOptions.__slots__},
+        {name: getattr(ProcessOptions(), name) for name in ProcessOptions.__struct_fields__},
     ],
     ids=str,
 )

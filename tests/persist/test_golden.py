@@ -9,12 +9,12 @@ golden/version_N/ has one journal per directory, each file as hexadecimal text:
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import pytest
+from msgspec.structs import replace
 
 from persist import Journal, NamedDeadLetter, NewerFormat, Recovered, Send, TornTail, Transaction, check, read
 from persist import format as layout

@@ -14,11 +14,13 @@ TOGETHER = 8  # combinations at once
 
 @dataclass(frozen=True)
 class Way:
-    """How to come to a point: in whom it acts, what must happen, up to which hit it is worth waiting."""
+    """How to come to a point: in whom it acts, what must happen, up to which hit it is worth waiting. `watched`: the
+    supervisor finds out by itself that whoever acts there was stopped."""
 
     role: int = WORKER
     provoke: str = ""  # "": it is reached under load; a flag; "worker" or "system": by its death; "tear"
     most: int = 40
+    watched: bool = True
 
 
 RESTART = Way(WORKER, "worker", 4)
@@ -73,6 +75,9 @@ WAYS = {
         Way(SUPERVISOR, "", 20),
     ),
     **dict.fromkeys(("death-seen", "death-buried", "restart-decided", "worker-launched"), Way(SUPERVISOR, "worker", 3)),
+    "spare-waits": Way(WORKER, "worker", 2, watched=False),
+    "spare-told": Way(SUPERVISOR, "worker", 2),
+    "spare-let-go": Way(SUPERVISOR, "session", 2),
     **dict.fromkeys(
         ("run-locked", "stale-removed", "identity-written", "segments-created", "gateway-opened"),
         Way(SUPERVISOR, "system", 2),

@@ -23,7 +23,7 @@ from bus import Board, Field, Segment, Text, remove_stale
 from persist import read
 from tests.actors.waiting import dead_within
 from tests.torture.breeder import ORPHANS, Bred, Breeder
-from tests.torture.combinations import Combination, Verdict
+from tests.torture.combinations import Combination, Verdict, Way
 from tests.torture.failpoint_system import WHOLE
 from tests.torture.hook import ROOT, VARIABLE, WORKER, Switchboard
 from tests.torture.outside import remembered
@@ -160,7 +160,7 @@ class Run:
                     self._arm(one)  # whoever was about to act died of something else at that very moment
                 if pid:
                     if one.action == "SIGSTOP":
-                        self._end_stopped(pid, one.way.role)
+                        self._end_stopped(pid, one.way)
                     waiting.remove(one)
                     deadline = time.monotonic() + PATIENCE
                     self.verdict.count += 1
@@ -211,10 +211,10 @@ class Run:
                 case flag:
                     self.board.set(flag)
 
-    def _end_stopped(self, pid: int, role: int) -> None:
+    def _end_stopped(self, pid: int, way: Way) -> None:
         """A process that stopped itself is killed: a worker now and then by its supervisor, which finds that it hangs;
         mostly from here, as soon as it was seen to be stopped, since that takes no second."""
-        by_supervisor = role == WORKER and self.chance.random() < HUNG
+        by_supervisor = way.role == WORKER and way.watched and self.chance.random() < HUNG
         deadline = time.monotonic() + PATIENCE
         try:
             process = psutil.Process(pid)

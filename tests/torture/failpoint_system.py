@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from actors import AskTimeout, Message, System, SystemClosed, Topology, handle
+from actors import AskTimeout, Message, System, SystemClosed, Topology, handle, supervisor
 from actors.plan import Plan
 from actors.tickets import ticket_in
 from bus import RING_IMPLEMENTATION
@@ -130,6 +130,11 @@ def raise_if_asked(flag: str) -> None:
 
 def short_segments() -> None:
     vars(journal)["SEGMENT_FRAMES"] = FRAMES
+
+
+def early_spares() -> None:
+    """There is one although hardly anything is calm for long."""
+    vars(supervisor)["SPARE_AFTER"] = 0.001
 
 
 def topology(directory: Path) -> Topology:
@@ -250,6 +255,7 @@ def serve(plan: Plan, folder: Path, tortured: Tortured) -> None:
     assert ("c" if board.ring else "python") == RING_IMPLEMENTATION
     board.supervise()
     short_segments()
+    early_spares()
     system = System(plan, folder / "run").start()
     program = tortured.program(system, folder)
     board.set("up")
