@@ -30,7 +30,7 @@ class Link:
     """Both directions with one peer: protocol state, rings, the peer's doorbell. Either ring may be missing."""
 
     __slots__ = (
-        "bell", "claims", "consuming", "inbound", "index", "inside", "lends", "marks", "name", "outbound", "place",
+        "bell", "claims", "consuming", "inbound", "index", "inside", "lends", "marks", "name", "outbound", "places",
         "producing",
         "resends", "resends_seen", "unsafe",
     )  # fmt: skip
@@ -45,7 +45,7 @@ class Link:
         self.bell: Doorbell | None = None
         self.inside = False  # the edge from the peer lies inside this worker's component: never paused
         self.lends = False  # some of what comes by it are rows, which are read where they are in the ring
-        self.place: RingPlace | None = None  # in the ring towards the peer: reserved, not published
+        self.places: deque[RingPlace] = deque()  # in the ring towards the peer: reserved, not published
         self.resends = 0  # resends asked of the peer
         self.resends_seen = 0  # resends of the peer's that were served
         self.unsafe = 0  # level memory: last number sent without a cause that waits in a ring for its acknowledgement

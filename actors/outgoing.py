@@ -175,8 +175,10 @@ class Outgoing:
         self._open: dict[int, Lane] = {}
         self._begun: set[Lane] = set()  # whose packers have been at work in this transaction
         self._closed = 0  # messages of runs that are not open any more, once for each edge
-        self._rows: set[int] = set()  # peers to which rows were sent
+        self._rows: set[int] = set()  # peers to which rows were sent, not in their ring
+        self._waiting_bytes = 0  # of rows, in this process's memory
         self.row_bytes = 0  # that were reserved
+        self.full = False  # of rows: those in this process's memory, or in a ring, are enough for one transaction
 
     def sender(self, handler: str, puts: Puts) -> Callable[[Any], None]:
         """The `send` of one handler. Raises UnroutedMessage for a type that no route takes from it."""
@@ -256,8 +258,16 @@ class Outgoing:
             lane.close()
 
     def add(self, run: EncodedRun) -> None:
-        """A run encoded elsewhere (a reply). Its edges carry nothing else that it could overtake."""
+        """A run encoded elsewhere: a reply, whose edges carry nothing else that it could overtake, or rows that are in
+        their ring already, before all else."""
         self._runs.append(run)
+
+    def reserved(self, size: int, *, in_ring: bool) -> None:
+        """Rows, which are in this process's memory if they are not in a ring."""
+        self.row_bytes += size
+        if not in_ring:
+            self._waiting_bytes += size
+            self.full |= self._waiting_bytes >= ROW_BYTES
 
     def add_rows(self, lane: Lane, runs: Iterable[EncodedRun]) -> None:
         """Runs of rows, behind all that was sent before; what is sent after them begins a run of its own."""
@@ -268,7 +278,7 @@ class Outgoing:
         self._runs.extend(runs)
 
     def is_unused(self, peer: int) -> bool:
-        """Nothing was sent to it."""
+        """Nothing was sent to it, but rows that were written in its ring."""
         return peer not in self._open and peer not in self._rows
 
     @property
@@ -279,7 +289,7 @@ class Outgoing:
     @property
     def heavy(self) -> bool:
         """It is time to commit: what waits for claims is in this process's memory until then, and so are rows."""
-        return self._large >= HEAVY_BYTES or self.row_bytes >= ROW_BYTES
+        return self._large >= HEAVY_BYTES or self.full
 
     def __bool__(self) -> bool:
         return bool(self._runs or self.local)
@@ -355,7 +365,9 @@ class Outgoing:
         self._large = 0
         self._runs.clear()
         self._rows.clear()
+        self._waiting_bytes = 0
         self.row_bytes = 0
+        self.full = False
         self.local.clear()
 
 

@@ -6,7 +6,8 @@ The rows are zeros in the beginning, unless that is not wanted. They leave with 
 that it sends; a block that is left by an exception sends nothing. They are written
 
 - in the ring itself, where nothing has to be written before (level memory), one worker is to get them, and the ring has
-  room for them behind all that was sent to it before. They become visible by the commit, which moves the tail;
+  room for them behind all that was sent to it before. They become visible by the commit, which moves the tail. What is
+  reserved next, of the same transaction, follows right behind them;
 - in a buffer otherwise, which is the body of the run. Rows for which one record has no room are cut into several runs.
 
 Rows are lent (`actors.views`): one that outlives the transaction is an error before anything of it is committed.
@@ -34,6 +35,10 @@ class InPlace(Protocol):
 
     view: memoryview
     sent: bool
+
+    @property
+    def is_enough(self) -> bool:
+        """For one transaction."""
 
     def lent(self, rows: weakref.ref[Any], type_name: str, handler: str) -> None:
         """These rows are over it."""
@@ -104,7 +109,9 @@ class Reservation:
             body = memoryview(self._buffer)
         else:
             body = self._place.view
-        reserver.outgoing.row_bytes += size
+        reserver.outgoing.reserved(size, in_ring=self._place is not None)
+        if self._place is not None and self._place.is_enough:
+            reserver.outgoing.full = True
         dtype = dtype_of(codec.type)
         rows = numpy().frombuffer(body[FINGERPRINT:], dtype) if self._count else numpy().zeros(0, dtype)
         body[:FINGERPRINT] = codec.fingerprint
@@ -127,7 +134,7 @@ class Reservation:
         if place is not None:
             if outgoing.is_unused(lane.peers[0]):
                 place.sent = True
-                outgoing.add_rows(lane, [EncodedRun(lane.route, count, 0, lane.peers, place)])  # type: ignore[arg-type]
+                outgoing.add(EncodedRun(lane.route, count, 0, lane.peers, place))  # type: ignore[arg-type]
                 # failpoint: rows-sent
                 return
             self._buffer = bytearray(place.view)  # what was sent inside the block goes first
