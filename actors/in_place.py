@@ -18,8 +18,7 @@ from bus import Ring
 if TYPE_CHECKING:
     from actors.links import Link
 
-
-SHARE = 4  # a transaction that has written the 4th part of a ring has enough: its receiver is busy with the rest
+SHARE = 2  # a transaction that has written half of a ring has enough: its receiver is to be at work meanwhile
 MOST = 32  # and so has one with so many runs in a ring
 
 
@@ -43,7 +42,9 @@ class RingPlace:
     @property
     def is_enough(self) -> bool:
         """With it, the transaction has its share of the ring."""
-        return self.together >= self._ring.capacity // SHARE or self.number >= MOST
+        if self.together >= self._ring.capacity // SHARE or self.number >= MOST:
+            return True
+        return self._ring.used() + self.together + len(self._whole) > self._ring.capacity  # one more finds no room
 
     @property
     def lives(self) -> bool:

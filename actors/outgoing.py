@@ -262,12 +262,10 @@ class Outgoing:
         their ring already, before all else."""
         self._runs.append(run)
 
-    def reserved(self, size: int, *, in_ring: bool) -> None:
-        """Rows, which are in this process's memory if they are not in a ring."""
-        self.row_bytes += size
-        if not in_ring:
-            self._waiting_bytes += size
-            self.full |= self._waiting_bytes >= ROW_BYTES
+    def rows_wait(self, size: int) -> None:
+        """So many bytes of them, in this process's memory."""
+        self._waiting_bytes += size
+        self.full |= self._waiting_bytes >= ROW_BYTES
 
     def add_rows(self, lane: Lane, runs: Iterable[EncodedRun]) -> None:
         """Runs of rows, behind all that was sent before; what is sent after them begins a run of its own."""

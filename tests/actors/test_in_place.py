@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.codec import RUN, unpack_header
+from actors.codec import RUN, pack_header, unpack_header
 from actors.endpoint import Endpoint
 from actors.errors import ViewEscaped
 from actors.fixed import FixedMessage, u8
@@ -179,6 +179,21 @@ def test_a_transaction_has_enough_with_its_share_of_a_ring_or_with_many_runs_the
     assert [enough(1) for _ in range(MOST)] == [False] * (MOST - 1) + [True]
 
 
+def test_a_transaction_has_enough_if_one_more_like_the_last_finds_no_room() -> None:
+    sender, part = Sender(), CAPACITY // 8 // 8 - 8
+    for first in range(5):
+        sender.rows(first, part)
+        assert not sender.outgoing.heavy
+        sender.commit()
+    sender.rows(5, part)
+    assert not sender.outgoing.heavy
+    sender.rows(6, 1)
+    assert not sender.outgoing.heavy
+    sender.rollback()
+    sender.rows(5, 7 * part // 4)
+    assert sender.outgoing.heavy
+
+
 def test_rows_that_are_not_in_a_ring_are_soon_enough() -> None:
     sender = Sender()
     sender.lane.peers = (PEER, 0)
@@ -189,3 +204,25 @@ def test_rows_that_are_not_in_a_ring_are_soon_enough() -> None:
 
     assert [enough() for _ in range(8)] == [False] * 7 + [True]
     assert sender.in_ring == 0
+
+
+@pytest.mark.parametrize(("count", "taken"), [(1000, 8), (10_000, 3), (13_000, 2), (20_000, 1), (60_000, 1)])
+def test_of_rows_that_come_by_many_a_quarter_of_the_ring_is_taken_at_a_time(count: int, taken: int) -> None:
+    """Of others 64 KiB, as after a death they may all be handled one by one; the first in any case."""
+    capacity = 1 << 20
+    memory = bytearray(ring_size(capacity))
+    format_ring(memory, capacity, 1)
+    out = PyRing(memory)
+    board = Board.format(bytearray(board_size(NAMES)), NAMES)
+    endpoint = Endpoint("a", NAMES, board.block("a"), level="memory", outbox_limit=10**6, memory_limit=10**6)
+    endpoint.connect("b", producing=None, consuming=PyRing(memory), bell=board.block("b").doorbell, inside=False)
+    endpoint.resume(None, None)
+    endpoint.links[PEER].lends = True
+    endpoint.rows.add(7)
+    body, pushed = bytes(FINGERPRINT + 8 * count), 0
+    while out.push(pack_header(1 + pushed * count, count, 7, 0), body):
+        pushed += 1
+    numbers = [arrival.first for _ in range(pushed) for arrival in endpoint.take()]
+    assert numbers == [1 + number * count for number in range(pushed)]
+    endpoint.put_back()
+    assert len(endpoint.take()) == min(taken, pushed)
