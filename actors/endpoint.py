@@ -35,6 +35,7 @@ from persist.recovery import Recovered
 TAKE_RECORDS = 64  # records of one ring in one batch
 COPIED = 1 << 10  # bytes of a record up to which a copy costs less than a view
 TAKE_BYTES = 1 << 16  # bytes of one ring in one batch; after a death this much may be handled one by one
+TAKE_SHARE = 4  # but of rows that come by more than that at a time, the 4th part of their ring: they are not copied
 
 
 class Endpoint:
@@ -172,7 +173,10 @@ class Endpoint:
 
     def _take_rows(self, link: Link, ring: Ring) -> Iterator[Arrival]:
         """Rows stay where they are, until `release`; everything else is copied."""
-        for view in ring.take_views(TAKE_RECORDS, TAKE_BYTES):
+        views = ring.take_views(TAKE_RECORDS, TAKE_BYTES)
+        if views and (left := ring.capacity // TAKE_SHARE - len(views[0])) >= len(views[0]) > TAKE_BYTES:
+            views += ring.take_views(TAKE_RECORDS, left)
+        for view in views:
             # failpoint: views-taken
             first, count, route, flags = unpack_header(view)
             body = view[RUN.size :]
@@ -312,7 +316,7 @@ class Endpoint:
             if run.flags or len(run.peers) != 1:
                 return False
             link = self.links[run.peers[0]]
-            if link.producing is None or link.place is not None or link.outbound.published != link.outbound.assigned:
+            if link.producing is None or link.places or link.outbound.published != link.outbound.assigned:
                 return False
         return True
 

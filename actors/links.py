@@ -33,7 +33,7 @@ class Link:
 
     __slots__ = (
         "bell", "claims", "consuming", "inbound", "index", "inside", "largest", "lends", "marks", "name", "outbound",
-        "place", "producing", "resends", "resends_seen", "unsafe",
+        "places", "producing", "resends", "resends_seen", "unsafe",
     )  # fmt: skip
 
     def __init__(self, index: int, name: str, memory_limit: int) -> None:
@@ -47,7 +47,7 @@ class Link:
         self.largest = sys.maxsize  # bytes of a run that the ring towards the peer can carry
         self.inside = False  # the edge from the peer lies inside this worker's component: never paused
         self.lends = False  # some of what comes by it are rows, which are read where they are in the ring
-        self.place: RingPlace | None = None  # in the ring towards the peer: reserved, not published
+        self.places: deque[RingPlace] = deque()  # in the ring towards the peer: reserved, not published
         self.resends = 0  # resends asked of the peer
         self.resends_seen = 0  # resends of the peer's that were served
         self.unsafe = 0  # level memory: last number sent without a cause that waits in a ring for its acknowledgement

@@ -184,8 +184,10 @@ class Outgoing:
         self._open: dict[int, Lane] = {}
         self._used: list[Lane] = []  # that have been open in this transaction, or whose packers have been at work
         self._closed = 0  # messages of runs that are not open any more, once for each edge
-        self._rows: set[int] = set()  # peers to which rows were sent
+        self._rows: set[int] = set()  # peers to which rows were sent, not in their ring
+        self._waiting_bytes = 0  # of rows, in this process's memory
         self.row_bytes = 0  # that were reserved
+        self.full = False  # of rows: those in this process's memory, or in a ring, are enough for one transaction
 
     def sender(self, handler: str, puts: Puts) -> Callable[[Any], None]:
         """The `send` of one handler. Raises UnroutedMessage for a type that no route takes from it."""
@@ -280,8 +282,14 @@ class Outgoing:
             lane.close()
 
     def add(self, run: EncodedRun) -> None:
-        """A run encoded elsewhere (a reply). Its edges carry nothing else that it could overtake."""
+        """A run encoded elsewhere: a reply, whose edges carry nothing else that it could overtake, or rows that are in
+        their ring already, before all else."""
         self._runs.append(run)
+
+    def rows_wait(self, size: int) -> None:
+        """So many bytes of them, in this process's memory."""
+        self._waiting_bytes += size
+        self.full |= self._waiting_bytes >= ROW_BYTES
 
     def add_rows(self, lane: Lane, runs: Iterable[EncodedRun]) -> None:
         """Runs of rows, behind all that was sent before; what is sent after them begins a run of its own."""
@@ -292,7 +300,7 @@ class Outgoing:
         self._runs.extend(runs)
 
     def is_unused(self, peer: int) -> bool:
-        """Nothing was sent to it."""
+        """Nothing was sent to it, but rows that were written in its ring."""
         return peer not in self._open and peer not in self._rows
 
     @property
@@ -304,7 +312,7 @@ class Outgoing:
     def heavy(self) -> bool:
         """It is time to commit: what waits for claims is in this process's memory until then, and so are rows, and all
         that comes of messages between handlers of the worker."""
-        return max(self._large, self._between) >= HEAVY_BYTES or self.row_bytes >= ROW_BYTES
+        return self._large >= HEAVY_BYTES or self._between >= HEAVY_BYTES or self.full
 
     def __bool__(self) -> bool:
         return bool(self._runs or self.local)
@@ -379,7 +387,8 @@ class Outgoing:
         self._used.clear()
         self._open.clear()
         self._runs.clear()
-        self._closed = self._large = self._between = self.row_bytes = 0
+        self._closed = self._large = self._between = self._waiting_bytes = self.row_bytes = 0
+        self.full = False
         if self._rows:
             self._rows.clear()
         if self.local:

@@ -21,9 +21,8 @@ def publish(link: Link, journal: Journal | None) -> bool:
     ring, outbound = link.producing, link.outbound
     assert ring is not None
     moved = starved = False
-    if link.place is not None and not link.place.sent:
-        place, link.place = link.place, None
-        place.give_up()
+    while link.places and not link.places[-1].sent:
+        link.places.pop().give_up()
     while True:
         if outbound.needs_refill:
             refill(link, journal)
@@ -96,9 +95,9 @@ def _push(link: Link, ring: Ring, entry: Entry) -> bool:
     send: Send = entry.payload
     header = pack_header(entry.first, entry.count, send.route, send.flags)
     body: Any = send.body
-    if link.place is not None:  # its run is the first behind what was published
-        assert body is link.place
-        link.place.publish(header)
-        link.place = None
+    if link.places:  # their runs are the first behind what was published
+        assert body is link.places[0]
+        link.places[0].publish(header)
+        link.places.popleft()
         return True
     return ring.push(header, body)

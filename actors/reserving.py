@@ -6,7 +6,8 @@ The rows are zeros in the beginning, unless that is not wanted. They leave with 
 that it sends; a block that is left by an exception sends nothing. They are written
 
 - in the ring itself, where nothing has to be written before (level memory), one worker is to get them, and the ring has
-  room for them behind all that was sent to it before. They become visible by the commit, which moves the tail;
+  room for them behind all that was sent to it before. They become visible by the commit, which moves the tail. What is
+  reserved next, of the same transaction, follows right behind them;
 - in a buffer otherwise, which is the body of the run. Rows for which one record has no room are cut into several runs.
 
 Rows are lent (`actors.views`): one that outlives the transaction is an error before anything of it is committed.
@@ -16,11 +17,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import TracebackType
 from typing import Any, Protocol
 
 from actors.errors import TooManyRows, UnroutedMessage
-from actors.fixed import dtype_of, is_fixed, numpy
+from actors.fixed import FixedMessage, dtype_of, is_fixed, numpy
 from actors.fixed_runs import FixedRuns, elements
 from actors.layout import FINGERPRINT
 from actors.outgoing import EncodedRun, Lane, LocalSend, Outgoing
@@ -29,11 +31,24 @@ from actors.views import Views
 MOST_BYTES = 1 << 28  # of rows in one transaction: it is one record of the journal
 
 
+@cache
+def rows_in(cls: type[FixedMessage]) -> Callable[[memoryview], Any]:
+    """What makes rows of the body of a run."""
+    module, dtype = numpy(), dtype_of(cls)
+    none = module.zeros(0, dtype)
+    frombuffer = module.frombuffer
+    return lambda body: frombuffer(body, dtype, -1, FINGERPRINT) if len(body) > FINGERPRINT else none[:]
+
+
 class InPlace(Protocol):
     """Room in a ring behind all that was sent, for the body of one run."""
 
     view: memoryview
     sent: bool
+
+    @property
+    def is_enough(self) -> bool:
+        """For one transaction."""
 
     def lent(self, rows: weakref.ref[Any], type_name: str, handler: str) -> None:
         """These rows are over it."""
@@ -58,6 +73,18 @@ class Reserver:
         """The `reserve` of one handler."""
 
         def reserve(message: type, count: int, *, zeroed: bool = True) -> Reservation:
+            lane = lanes.get(message) if isinstance(message, type) else None
+            if lane is None or type(count) is not int or count < 0:
+                refuse(message, count)
+            assert lane is not None
+            codec = lane.codec
+            assert isinstance(codec, FixedRuns)
+            if self.outgoing.row_bytes + count * codec.layout.size > MOST_BYTES:
+                largest = max(0, MOST_BYTES - self.outgoing.row_bytes) // codec.layout.size
+                raise TooManyRows(codec.type_name, count, largest, handler)
+            return Reservation(self, lane, codec, count, zeroed)
+
+        def refuse(message: type, count: int) -> None:
             if not is_fixed(message):
                 text = getattr(message, "__name__", None) or repr(message)
                 raise TypeError(f"reserve({text}, ...): rows are of subclasses of FixedMessage; use send()")
@@ -67,12 +94,6 @@ class Reserver:
                 raise ValueError(f"reserve({message.__name__}, {count}): the number of rows is 0 or more")
             if message not in lanes:
                 raise UnroutedMessage(handler, message.__name__, tuple(known.__name__ for known in lanes))
-            lane = lanes[message]
-            assert isinstance(lane.codec, FixedRuns)
-            largest = max(0, MOST_BYTES - self.outgoing.row_bytes) // lane.codec.layout.size
-            if count > largest:
-                raise TooManyRows(lane.codec.type_name, count, largest, handler)
-            return Reservation(self, lane, lane.codec, count, zeroed)
 
         return reserve
 
@@ -80,39 +101,43 @@ class Reserver:
 class Reservation:
     """The context manager; good for one `with`."""
 
+    __slots__ = ("_buffer", "_codec", "_count", "_entered", "_lane", "_place", "_reserver", "_rows", "_zeroed")
+
     def __init__(self, reserver: Reserver, lane: Lane, codec: FixedRuns, count: int, zeroed: bool) -> None:
         self._reserver = reserver
         self._lane = lane
         self._codec = codec
         self._count = count
         self._zeroed = zeroed
-        self._place: InPlace | None = None
-        self._buffer = bytearray()
         self._entered = False
+        self._place: InPlace | None = None
         self._rows: Any = None  # inside the block
+        self._buffer: bytearray  # where there is no place in the ring
 
     def __enter__(self) -> Any:
         if self._entered:
             raise RuntimeError("these rows were reserved before: call reserve() again for others")
         self._entered = True
-        reserver, lane, codec = self._reserver, self._lane, self._codec
+        lane, codec, outgoing = self._lane, self._codec, self._reserver.outgoing
         size = FINGERPRINT + self._count * codec.layout.size
-        if self._count and len(lane.peers) == 1 and not lane.local and reserver.outgoing.is_unused(lane.peers[0]):
-            self._place = reserver.in_place(lane.peers[0], size)
-        if self._place is None:
+        place = None
+        if self._count and len(lane.peers) == 1 and not lane.local and outgoing.is_unused(lane.peers[0]):
+            place = self._place = self._reserver.in_place(lane.peers[0], size)
+        outgoing.row_bytes += size
+        if place is None:
             self._buffer = bytearray(size)
             body = memoryview(self._buffer)
+            outgoing.rows_wait(size)
         else:
-            body = self._place.view
-        reserver.outgoing.row_bytes += size
-        dtype = dtype_of(codec.type)
-        rows = numpy().frombuffer(body[FINGERPRINT:], dtype) if self._count else numpy().zeros(0, dtype)
+            body = place.view
+            outgoing.full |= place.is_enough
         body[:FINGERPRINT] = codec.fingerprint
-        if self._place is not None:
-            self._place.lent(weakref.ref(rows), codec.type_name, lane.source)
+        rows = rows_in(codec.type)(body)
+        if place is not None:
+            place.lent(weakref.ref(rows), codec.type_name, lane.source)
             if self._zeroed:
                 rows.view("u1").fill(0)
-        self._rows = reserver.views.lend(rows, codec.type_name, shared=False)
+        self._rows = self._reserver.views.lend(rows, codec.type_name, shared=False)
         # failpoint: rows-reserved
         return rows
 
@@ -127,7 +152,7 @@ class Reservation:
         if place is not None:
             if outgoing.is_unused(lane.peers[0]):
                 place.sent = True
-                outgoing.add_rows(lane, [EncodedRun(lane.route, count, 0, lane.peers, place)])  # type: ignore[arg-type]
+                outgoing.add(EncodedRun(lane.route, count, 0, lane.peers, place))  # type: ignore[arg-type]
                 # failpoint: rows-sent
                 return
             self._buffer = bytearray(place.view)  # what was sent inside the block goes first

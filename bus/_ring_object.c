@@ -30,23 +30,32 @@ int ring_require_open(const Ring *ring)
     return -1;
 }
 
+static Reserved *reserved_at(const Ring *ring, int index)
+{
+    return (Reserved *)&ring->reserved[(ring->first_reserved + index) % MOST_RESERVED];
+}
+
 static int require_no_reservation(const Ring *ring)
 {
     if (ring_require_open(ring) < 0)
         return -1;
-    if (ring->reserved == NULL)
+    if (ring->reserved_count == 0)
         return 0;
-    PyErr_Format(PyExc_RuntimeError, "%zd bytes are reserved in this ring: commit or abandon them first",
-                 PyObject_Size(ring->reserved));
+    Py_ssize_t size = 0;
+    for (int i = 0; i < ring->reserved_count; i++)
+        size += PyObject_Size(reserved_at(ring, i)->view);
+    PyErr_Format(PyExc_RuntimeError, "%zd bytes are reserved in this ring: commit or abandon them first", size);
     return -1;
 }
 
 static int ring_let_go(Ring *ring)
 {
-    if (ring->reserved != NULL) {
-        if (release_view(ring->reserved) < 0)
+    while (ring->reserved_count > 0) {
+        Reserved *last = reserved_at(ring, ring->reserved_count - 1);
+        if (release_view(last->view) < 0)
             return -1;
-        Py_CLEAR(ring->reserved);
+        ring->reserved_count--;
+        Py_CLEAR(last->view);
     }
     if (ring->view != NULL) {
         PyObject *view = ring->view;
@@ -111,9 +120,10 @@ static void Ring_dealloc(Ring *ring)
     PyObject *type_, *value, *traceback;
     PyErr_Fetch(&type_, &value, &traceback);
     if (ring_let_go(ring) < 0) {
-        /* Somebody exports the reserved view, and by it keeps the memory alive. */
+        /* Somebody exports a reserved view, and by it keeps the memory alive. */
         PyErr_Clear();
-        Py_CLEAR(ring->reserved);
+        while (ring->reserved_count > 0)
+            Py_CLEAR(reserved_at(ring, --ring->reserved_count)->view);
         (void)ring_let_go(ring);
         PyErr_Clear();
     }
@@ -293,50 +303,73 @@ static PyObject *Ring_reserve(Ring *ring, PyObject *argument)
     Py_ssize_t size = PyNumber_AsSsize_t(argument, NULL);
     if (size == -1 && PyErr_Occurred())
         return NULL;
-    if (require_no_reservation(ring) < 0)
+    if (ring_require_open(ring) < 0)
         return NULL;
     if (size < 0)
         return PyErr_Format(PyExc_ValueError, "a record cannot have %zd bytes", size);
-    int placed = place(ring, ring->end.tail, (uint64_t)size, &start);
+    if ((uint64_t)size > ring->end.max_record) {
+        (void)ring_checked(ring, RING_TOO_LARGE, (uint64_t)size);
+        return NULL;
+    }
+    int count = ring->reserved_count;
+    if (count == MOST_RESERVED)
+        Py_RETURN_NONE;
+    int placed = place(ring, count > 0 ? reserved_at(ring, count - 1)->end : ring->end.tail, (uint64_t)size, &start);
     if (placed < 0)
         return NULL;
     if (placed == 0)
         Py_RETURN_NONE;
     Py_ssize_t at = HEADER_SIZE + (Py_ssize_t)(start & ring->end.mask) + RECORD_HEADER;
+    const uint64_t tail = ring->end.tail;
     PyObject *reserved = PySequence_GetSlice(ring->view, at, at + size);
     if (reserved == NULL)
         return NULL;
-    ring->reserved = reserved;
-    ring->reserved_end = start + ring_framed((uint64_t)size);
+    if (ring->view == NULL || ring->reserved_count != count || ring->end.tail != tail) { /* garbage was collected */
+        Py_DECREF(reserved);
+        PyErr_SetString(PyExc_RuntimeError, "the ring was used while room in it was being reserved");
+        return NULL;
+    }
+    ring->reserved_count = count + 1;
+    *reserved_at(ring, count) = (Reserved){reserved, start + ring_framed((uint64_t)size)};
     Py_INCREF(reserved);
     return reserved;
 }
 
-static int take_back(Ring *ring)
+static int require_reservation(const Ring *ring)
 {
     if (ring_require_open(ring) < 0)
         return -1;
-    if (ring->reserved == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "nothing is reserved in this ring");
-        return -1;
-    }
-    if (release_view(ring->reserved) < 0)
-        return -1;
-    Py_CLEAR(ring->reserved);
-    return 0;
+    if (ring->reserved_count > 0)
+        return 0;
+    PyErr_SetString(PyExc_RuntimeError, "nothing is reserved in this ring");
+    return -1;
 }
 
 static PyObject *Ring_commit(Ring *ring, PyObject *Py_UNUSED(ignored))
 {
-    if (take_back(ring) < 0 || publish(ring, ring->reserved_end) < 0)
+    if (require_reservation(ring) < 0)
+        return NULL;
+    Reserved first = *reserved_at(ring, 0);
+    if (release_view(first.view) < 0)
+        return NULL;
+    reserved_at(ring, 0)->view = NULL;
+    ring->first_reserved = (ring->first_reserved + 1) % MOST_RESERVED;
+    ring->reserved_count--;
+    Py_DECREF(first.view);
+    if (publish(ring, first.end) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
 
 static PyObject *Ring_abandon(Ring *ring, PyObject *Py_UNUSED(ignored))
 {
-    if (take_back(ring) < 0)
+    if (require_reservation(ring) < 0)
         return NULL;
+    Reserved *last = reserved_at(ring, ring->reserved_count - 1);
+    if (release_view(last->view) < 0)
+        return NULL;
+    ring->reserved_count--;
+    Py_CLEAR(last->view);
     Py_RETURN_NONE;
 }
 
@@ -538,8 +571,8 @@ static PyMethodDef Ring_methods[] = {
     {"push_many", (PyCFunction)Ring_push_many, METH_O,
      "push_many($self, records, /)\n--\n\nAppends as many records as fit."},
     {"reserve", (PyCFunction)Ring_reserve, METH_O, "reserve($self, size, /)\n--\n\nRoom to write a record in place."},
-    {"commit", (PyCFunction)Ring_commit, METH_NOARGS, "commit($self)\n--\n\nThe reserved record becomes visible."},
-    {"abandon", (PyCFunction)Ring_abandon, METH_NOARGS, "abandon($self)\n--\n\nThe reserved record never was."},
+    {"commit", (PyCFunction)Ring_commit, METH_NOARGS, "commit($self)\n--\n\nThe first reserved record becomes visible."},
+    {"abandon", (PyCFunction)Ring_abandon, METH_NOARGS, "abandon($self)\n--\n\nThe last reserved record never was."},
     {"take_many", FAST(Ring_take_many), METH_FASTCALL,
      "take_many($self, max_records, max_bytes, /)\n--\n\nCopies of the records from the cursor on."},
     {"take_views", FAST(Ring_take_views), METH_FASTCALL,

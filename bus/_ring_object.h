@@ -5,14 +5,21 @@
 #include "_binding.h"
 #include "_ring_core.h"
 
+enum { MOST_RESERVED = 64 };
+
+typedef struct {
+    PyObject *view;
+    uint64_t end; /* of its record */
+} Reserved;
+
 typedef struct {
     PyObject_HEAD
     PyObject *view;   /* memoryview of the whole buffer as bytes; NULL once closed */
     Py_buffer buffer; /* what `view` exports to us */
     RingEnd end;
     unsigned long long epoch;
-    PyObject *reserved;
-    uint64_t reserved_end;
+    Reserved reserved[MOST_RESERVED]; /* from `first_reserved` on, around the end */
+    int first_reserved, reserved_count;
     uint64_t ack, resend; /* as `answered` saw them last */
 } Ring;
 

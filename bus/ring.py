@@ -15,6 +15,7 @@ One producer, one consumer; `layout` shows the memory. The contract of both impl
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Self
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 MOST_VIEWS: Final = 256
+MOST_RESERVED: Final = 64
 _FIRST_CELL: Final = Cell.TAIL
 _CELLS: Final = HEADER_SIZE // WORD
 _TAIL: Final = Cell.TAIL
@@ -58,7 +60,6 @@ class Ring:
         "_head",
         "_head_seen",
         "_reserved",
-        "_reserved_end",
         "_tail",
         "_words",
         "capacity",
@@ -77,8 +78,7 @@ class Ring:
             with view[: ring_size(self.capacity)] as segment:
                 self._words = segment.cast("Q")  # header and data as aligned words
             self._data = view[HEADER_SIZE : ring_size(self.capacity)]
-        self._reserved: memoryview | None = None
-        self._reserved_end = 0
+        self._reserved: deque[tuple[memoryview, int]] = deque()  # and where their records end
         self._answer = (0, 0)
         self._closed = False
         try:
@@ -133,32 +133,38 @@ class Ring:
         return pushed
 
     def reserve(self, size: int, /) -> memoryview | None:
-        """Room for one record to be written in place, invisible until `commit`. None: there is no room now."""
-        self._require_no_reservation()
+        """Room for one record to be written in place, behind all that is reserved, invisible until its `commit`. None:
+        there is no room now, or MOST_RESERVED wait for theirs."""
+        self._require_open()
         if size < 0:
             raise ValueError(f"a record cannot have {size} bytes")
-        start = self._place(self._tail, size)
+        if size > self.max_record:
+            raise RecordTooLarge(size, self.max_record)
+        if len(self._reserved) == MOST_RESERVED:
+            return None
+        start = self._place(self._reserved[-1][1] if self._reserved else self._tail, size)
         if start < 0:
             return None
         # failpoint: ring-claimed
         at = (start & (self.capacity - 1)) + RECORD_HEADER
-        self._reserved = self._data[at : at + size]
-        self._reserved_end = start + framed(size)
-        return self._reserved
+        view = self._data[at : at + size]
+        self._reserved.append((view, start + framed(size)))
+        return view
 
     def commit(self) -> None:
-        """Takes the reserved view back and makes its record visible. BufferError while something exports the view."""
-        self.abandon()
+        """Takes the first reserved view back and makes its record visible. BufferError while something exports it."""
+        self._require_reservation()
+        view, end = self._reserved[0]
+        view.release()
+        self._reserved.popleft()
         # failpoint: ring-copied
-        self._publish(self._reserved_end)
+        self._publish(end)
 
     def abandon(self) -> None:
-        """Takes the reserved view back; its record never was."""
-        self._require_open()
-        if self._reserved is None:
-            raise RuntimeError("nothing is reserved in this ring")
-        self._reserved.release()
-        self._reserved = None
+        """Takes the last reserved view back; its record never was."""
+        self._require_reservation()
+        self._reserved[-1][0].release()
+        self._reserved.pop()
 
     # -- the consumer's end --------------------------------------------------------------------------------------------
 
@@ -285,7 +291,7 @@ class Ring:
         """Lets go of the buffer. BufferError while something exports a reserved view. Closing twice is fine."""
         if self._closed:
             return
-        if self._reserved is not None:
+        while self._reserved:
             self.abandon()
         self._words.release()
         self._data.release()
@@ -299,8 +305,14 @@ class Ring:
 
     def _require_no_reservation(self) -> None:
         self._require_open()
-        if self._reserved is not None:
-            raise RuntimeError(f"{len(self._reserved)} bytes are reserved in this ring: commit or abandon them first")
+        if self._reserved:
+            size = sum(len(view) for view, _ in self._reserved)
+            raise RuntimeError(f"{size} bytes are reserved in this ring: commit or abandon them first")
+
+    def _require_reservation(self) -> None:
+        self._require_open()
+        if not self._reserved:
+            raise RuntimeError("nothing is reserved in this ring")
 
     def _position(self, cell: int) -> int:
         position = self.get(cell)

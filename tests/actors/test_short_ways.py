@@ -21,7 +21,23 @@ from actors.plan import GATEWAY
 from bus import Pause, PyRing
 
 from ..bus.implementations import RINGS
-from .twins import KINDS, PEERS, Arm, Ask, Clock, Come, Later, Over, Paused, Record, Report, Step, Take, Twin, differences
+from .twins import (
+    KINDS,
+    PEERS,
+    Arm,
+    Ask,
+    Clock,
+    Come,
+    Later,
+    Over,
+    Paused,
+    Record,
+    Report,
+    Step,
+    Take,
+    Twin,
+    differences,
+)
 
 Play = Callable[[str, str, list[Step], bool, bool], Report]
 
@@ -72,7 +88,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
 
 
 BEGIN = Clock().ns
-EXAMPLES = int(os.environ.get('EXAMPLES','40'))
+EXAMPLES = int(os.environ.get("EXAMPLES", "40"))
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]  # to explain takes very long
 IMPLEMENTATIONS = [name for name in ("python", "c") if name in RINGS]
 

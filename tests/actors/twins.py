@@ -375,7 +375,14 @@ class Twin:
     """`polls`: the worker polls its rings before it sleeps. `c`: the rings are those in C."""
 
     def __init__(
-        self, folder: Path, level: str, patch: pytest.MonkeyPatch, clock: Clock, *, polls: bool, ring: type[Any] = PyRing
+        self,
+        folder: Path,
+        level: str,
+        patch: pytest.MonkeyPatch,
+        clock: Clock,
+        *,
+        polls: bool,
+        ring: type[Any] = PyRing,
     ) -> None:
         self.plan, self.clock, self.failed = plan(level), clock, set[tuple[type, int]]()
         self._folder, self._patch, self._polls, self._ring_type = folder, patch, polls, ring
@@ -538,7 +545,9 @@ class Twin:
         assert worker is not None
         journal = {}
         if self.plan.level != "memory":
-            journal = {path.name: path.read_bytes() for path in sorted((self._folder / "w").iterdir()) if path.name != "spare"}
+            journal = {
+                path.name: path.read_bytes() for path in sorted((self._folder / "w").iterdir()) if path.name != "spare"
+            }
         shared = self._shared(False) | {f"{a}>{b}": bytes(buffer) for (a, b), buffer in self._buffers.items()}
         self._seen.append(Seen(asleep, shared, self._inside(worker._endpoint, worker), journal))
 

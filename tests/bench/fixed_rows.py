@@ -5,6 +5,8 @@ column; the receiver sums a column and looks at the first and the last number, s
 the one and read by the other. The limit is the same work without the runtime: one process copies and numbers rows into
 shared memory, block by block, another one sums them, and they tell each other by two counters. Its processor times are
 those of the copying and of the summing alone: who waits there, waits awake.
+
+Both are measured with batches that go through the second-level cache of a processor, and with such as stay in it.
 """
 
 from __future__ import annotations
@@ -28,9 +30,15 @@ from tests.bench.running import SystemFailed, collect, one_of, place_for, runnin
 GROUP = "fixed layout, 64 B"
 ROWS = {"memory": 60_000_000, "process": 6_000_000}
 
-BLOCK = 32_000  # rows of one batch
+BLOCK = 32_000  # rows of one batch: 2 MB
+SMALL = 8_000
 RING = 1 << 23
-BLOCKS = max(2, RING // (BLOCK * 64))  # of the limit, in flight at a time: as many as the ring holds
+BATCH = 1 << 17  # rows are messages: most of them in one transaction
+
+
+def blocks(rows: int) -> int:
+    """Of the limit, in flight at a time: as many as the ring holds."""
+    return max(2, RING // (rows * 64))
 
 
 class Row(FixedMessage):
@@ -48,16 +56,16 @@ class Sent(State):
 
 
 class RowSource(Handler):
-    """Sends `count` rows once it is told to."""
+    """Sends `count` rows, so many in a batch, once it is told to."""
 
     state: Sent
 
-    def __init__(self, count: int, path: Path) -> None:
-        self.count, self.path = count, path
+    def __init__(self, count: int, block: int, path: Path) -> None:
+        self.count, self.block, self.path = count, block, path
         self.going, self.began = False, 0
 
     def on_start(self) -> None:
-        self.prepared, self.numbers = prepared()
+        self.prepared, self.numbers = prepared(self.block)
 
     @handle
     def on_begin(self, begin: Begin) -> None:
@@ -69,9 +77,9 @@ class RowSource(Handler):
             return math.inf
         if not self.going and not state.count:
             return LOOK
-        with self.reserve(Row, BLOCK, zeroed=False) as rows:
+        with self.reserve(Row, self.block, zeroed=False) as rows:
             fill(rows, self.prepared, self.numbers, state.count)
-        state.count += BLOCK
+        state.count += self.block
         if state.count >= self.count:
             leave(self.path, {"cpu_ns": time.process_time_ns() - self.began})
         return None
@@ -99,12 +107,12 @@ class RowSink(Handler):
             leave(self.path, {**measured})
 
 
-def prepared():
+def prepared(rows: int):
     """A block of rows that are worth 1 each, and numbers to be written into them."""
     np = numpy()
-    block = np.zeros(BLOCK, Row.dtype)
+    block = np.zeros(rows, Row.dtype)
     block["symbol"], block["price"] = b"RNGL", 1.0
-    return block.view(f"V{Row.dtype.itemsize}"), np.arange(BLOCK, dtype="u8")
+    return block.view(f"V{Row.dtype.itemsize}"), np.arange(rows, dtype="u8")
 
 
 def fill(rows, block, numbers, first: int) -> None:
@@ -118,12 +126,12 @@ def look(rows, first: int) -> float:
     return float(rows["price"].sum())
 
 
-def rows(level: str, scale: Scale) -> Series:
-    count = -(-scale.count(ROWS[level], 2 * BLOCK) // BLOCK) * BLOCK
+def rows(level: str, block: int, scale: Scale) -> Series:
+    count = -(-scale.count(ROWS[level], 2 * block) // block) * block
     with place_for(scale) as place:
         sent, handled = place / "sent", place / "handled"
-        app = Topology("bench-rows", directory=place / "run", durability=level, ring_bytes=RING)
-        app.worker("left", source=RowSource.spec(count, sent))
+        app = Topology("bench-rows", directory=place / "run", durability=level, ring_bytes=RING, batch=BATCH)
+        app.worker("left", source=RowSource.spec(count, block, sent))
         app.worker("right", sink=RowSink.spec(count, handled))
         app.route("source", Row, to="sink")
         app.external("source", Begin)
@@ -139,60 +147,60 @@ def rows(level: str, scale: Scale) -> Series:
 
 
 # ------------------------------------------------------------------------------------------------ the limit
-def limit(scale: Scale) -> Series:
+def limit(rows: int, scale: Scale) -> Series:
     """Rows per second of two processes that do nothing else, over as much memory as the ring has."""
-    count = -(-scale.count(ROWS["memory"], 2 * BLOCK) // BLOCK)
-    size = 256 + BLOCKS * BLOCK * Row.dtype.itemsize
+    count = -(-scale.count(ROWS["memory"], 2 * rows) // rows)
+    size = 256 + blocks(rows) * rows * Row.dtype.itemsize
     segment = Segment.create(f"ringleader-bench-{secrets.token_hex(8)}", size)
     try:
         (elapsed, total, summing), copying = run_pair(
-            (_consume, (segment.name, count)), (_produce, (segment.name, count)), scale.timeout
+            (_consume, (segment.name, rows, count)), (_produce, (segment.name, rows, count)), scale.timeout
         )
     finally:
         segment.close()
         segment.unlink()
-    if total != count * BLOCK:
+    if total != count * rows:
         raise SystemFailed(f"the prices add up to {total}")
     return {
-        "rate": [(count - 1) * BLOCK / elapsed],
-        "sender": [copying / (count * BLOCK)],
-        "receiver": [summing / (count * BLOCK)],
+        "rate": [(count - 1) * rows / elapsed],
+        "sender": [copying / (count * rows)],
+        "receiver": [summing / (count * rows)],
     }
 
 
-def _blocks(name: str):
+def _blocks(name: str, rows: int):
     np = numpy()
     segment = Segment.attach(name)
     cells = segment.buf[:256].cast("Q")
-    places = np.frombuffer(segment.buf[256:], Row.dtype, BLOCKS * BLOCK).reshape(BLOCKS, BLOCK)
+    places = np.frombuffer(segment.buf[256:], Row.dtype, blocks(rows) * rows).reshape(blocks(rows), rows)
     return segment, cells, list(places)
 
 
-def _produce(meet: Meet, name: str, count: int) -> int:
-    _segment, cells, places = _blocks(name)
-    block, numbers = prepared()
+def _produce(meet: Meet, name: str, rows: int, count: int) -> int:
+    _segment, cells, places = _blocks(name, rows)
+    block, numbers = prepared(rows)
     busy = 0
     meet()
     for number in range(count):
-        while number - cells[16] >= BLOCKS:
+        while number - cells[16] >= len(places):
             os.sched_yield()
         began = time.process_time_ns()
-        fill(places[number % BLOCKS], block, numbers, number * BLOCK)
+        fill(places[number % len(places)], block, numbers, number * rows)
         busy += time.process_time_ns() - began
         cells[0] = number + 1
     meet()
     return busy
 
 
-def _consume(meet: Meet, name: str, count: int) -> tuple[float, float, int]:
-    _segment, cells, places = _blocks(name)
+def _consume(meet: Meet, name: str, rows: int, count: int) -> tuple[float, float, int]:
+    _segment, cells, places = _blocks(name, rows)
     total, began, busy = 0.0, 0.0, 0
     meet()
     for number in range(count):
         while cells[0] <= number:
             os.sched_yield()
         before = time.process_time_ns()
-        total += look(places[number % BLOCKS], number * BLOCK)
+        total += look(places[number % len(places)], number * rows)
         busy += time.process_time_ns() - before
         cells[16] = number + 1
         began = began or time.monotonic()
@@ -212,5 +220,18 @@ def cases() -> list[Case]:
         missing = ""
     except MissingNumPy as error:
         missing = str(error)
-    found = [Case(GROUP, level, functools.partial(rows, level), figures, ours=True, missing=missing) for level in ROWS]
-    return [*found, Case(GROUP, "memory alone (limit)", limit, figures, missing=missing)]
+
+    def ours(name: str, level: str, block: int) -> Case:
+        return Case(GROUP, name, functools.partial(rows, level, block), figures, ours=True, missing=missing)
+
+    def alone(name: str, versus: str, block: int) -> Case:
+        return Case(GROUP, name, functools.partial(limit, block), figures, missing=missing, versus=versus)
+
+    small = f"memory, {SMALL:,} rows"
+    return [
+        ours("memory", "memory", BLOCK),
+        alone("memory alone (limit)", "memory", BLOCK),
+        ours(small, "memory", SMALL),
+        alone(f"{small} alone (limit)", small, SMALL),
+        ours("process", "process", BLOCK),
+    ]

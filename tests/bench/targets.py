@@ -58,6 +58,13 @@ FLOORS = (
         f"{_COLD}/bare doorbell (floor): p50",
     ),
     Floor("fixed layout, batches in place, records/s", "fixed layout, 64 B/memory", "rate", 100 * MILLION),
+    Floor(
+        "fixed layout, batches in place, times shared memory alone",
+        "fixed layout, 64 B/memory",
+        "rate",
+        0.9,
+        over="fixed layout, 64 B/memory alone (limit): rate",
+    ),
     Floor("1 MiB payloads at memory, GB/s", "payload, 1 MiB/memory", "bytes", 5),
     _most("kill to next message, p50, ms", _KILL, "p50", 15),
     _most("kill to next message, p99, ms", _KILL, "p99", 50),

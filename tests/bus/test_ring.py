@@ -14,6 +14,7 @@ import pytest
 import bus.ring
 from bus import Cell, LayoutError, PyRing, RecordTooLarge, RingCorrupt
 from bus.layout import HEADER_SIZE, RECORD_HEADER, RingIdentity, framed
+from bus.ring import MOST_RESERVED
 from tests.bus.implementations import DOORBELLS, RINGS, each, needs_c, new_ring, pairs
 
 ALL = 2**62
@@ -185,8 +186,54 @@ def test_reserved_room_is_written_in_place_and_visible_at_commit(producer: str, 
         view[0] = 1
 
 
+@pairs
+def test_reservations_stand_behind_each_other_and_become_visible_one_by_one(producer: str, consumer: str) -> None:
+    out, into, _ = ends(producer, consumer)
+    size = 1000
+    assert out.push(b"?" * out.max_record)
+    into.take_many(ALL, ALL)
+    into.release()
+    views = [out.reserve(size) for _ in range(3)]  # two before the end of the data, one at its beginning
+    assert out.reserve(2 * size) is None
+    for number, view in enumerate(views):
+        view[:] = bytes([number]) * size
+    assert into.take_many(ALL, ALL) == []
+    for number in range(3):
+        out.commit()
+        assert into.take_many(ALL, ALL) == [bytes([number]) * size]
+
+
+@pairs
+def test_the_last_reservation_is_the_one_that_is_given_up(producer: str, consumer: str) -> None:
+    out, into, _ = ends(producer, consumer)
+    first, last = out.reserve(10), out.reserve(20)
+    first[:] = b"0123456789"
+    out.abandon()
+    with pytest.raises(ValueError):
+        last[0] = 0
+    out.reserve(3)[:] = b"new"
+    out.commit()
+    out.commit()
+    assert into.take_many(ALL, ALL) == [b"0123456789", b"new"]
+
+
 @each
-def test_one_reservation_at_a_time(name: str) -> None:
+def test_so_many_reservations_and_no_more(name: str) -> None:
+    ring = RINGS[name](new_ring())
+    for _ in range(2):  # around the end of whatever they are kept in
+        assert [ring.reserve(1) is None for _ in range(MOST_RESERVED + 2)] == [False] * MOST_RESERVED + [True, True]
+        with pytest.raises(RecordTooLarge):
+            ring.reserve(ring.max_record + 1)
+        for _ in range(MOST_RESERVED // 2):
+            ring.commit()
+        for _ in range(MOST_RESERVED // 2):
+            ring.abandon()
+        with pytest.raises(RuntimeError, match="nothing is reserved"):
+            ring.abandon()
+
+
+@each
+def test_nothing_is_pushed_past_a_reservation(name: str) -> None:
     buffer = new_ring()
     ring = RINGS[name](buffer)
     with pytest.raises(RuntimeError):
@@ -195,10 +242,12 @@ def test_one_reservation_at_a_time(name: str) -> None:
         ring.abandon()
     with pytest.raises(ValueError):
         ring.reserve(-1)
-    ring.reserve(10)
-    for call in (lambda: ring.reserve(1), lambda: ring.push(b"x"), lambda: ring.push_many([b"x"])):
+    ring.reserve(7)
+    ring.reserve(3)
+    for call in (lambda: ring.push(b"x"), lambda: ring.push_many([b"x"])):
         with pytest.raises(RuntimeError, match="10 bytes are reserved"):
             call()
+    ring.abandon()
     ring.abandon()
     assert ring.used() == 0
     assert ring.push(b"after")
@@ -213,6 +262,10 @@ def test_an_exported_reservation_can_be_neither_committed_nor_closed(name: str) 
         with pytest.raises(BufferError):
             call()
     assert ring.used() == 0
+    ring.reserve(1)
+    with pytest.raises(BufferError):
+        ring.commit()
+    ring.abandon()
     held.release()
     ring.commit()
     assert ring.used() == 16
@@ -350,11 +403,12 @@ def test_only_cells_can_be_read_and_set(name: str) -> None:
 def test_a_closed_ring_is_of_no_use_and_holds_nothing(name: str) -> None:
     buffer = new_ring()
     ring = RINGS[name](buffer)
-    view = ring.reserve(3)
+    view, other = ring.reserve(3), ring.reserve(3)
     ring.close()
     ring.close()
-    with pytest.raises(ValueError):
-        view[0] = 0
+    for one in (view, other):
+        with pytest.raises(ValueError):
+            one[0] = 0
     for call in (
         lambda: ring.push(b""),
         lambda: ring.push(b"two", b"parts"),
@@ -382,8 +436,8 @@ def test_a_forgotten_ring_lets_go_of_its_buffer(name: str) -> None:
     buffer = new_ring()
     ring = RINGS[name](buffer)
     ring.push(b"x")
-    view = ring.reserve(3)
-    del ring, view
+    view, other = ring.reserve(3), ring.reserve(3)
+    del ring, view, other
     buffer.append(0)
 
 

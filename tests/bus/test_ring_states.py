@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from bus import Cell, RecordTooLarge
 from bus.layout import framed
+from bus.ring import MOST_RESERVED
 from tests.bus.implementations import RINGS, needs_c, new_ring
 
 CAPACITY = 4096
@@ -38,7 +39,7 @@ class RingMachine(RuleBasedStateMachine):
         self.visible: list[bytes] = []
         self.released = 0
         self.taken = 0
-        self.reserved: tuple[Any, bytes] | None = None
+        self.reserved: list[tuple[Any, bytes]] = []
         self.serial = 0
         self.cells: dict[int, int] = {}
 
@@ -48,11 +49,15 @@ class RingMachine(RuleBasedStateMachine):
 
     def no_room_for(self, size: int) -> None:
         """Only what is missing may be refused: the record itself, and the padding if it does not fit before the end."""
-        left = CAPACITY - self.out.get(Cell.TAIL) % CAPACITY
-        needed = framed(size) + (left if left < framed(size) else 0)
-        assert CAPACITY - self.out.used() < needed, f"no room for {size}"
+        tail = self.out.get(Cell.TAIL)
+        end = tail
+        for length in (*(len(record) for _, record in self.reserved), size):
+            left = CAPACITY - end % CAPACITY
+            end += framed(length) + (left if left < framed(length) else 0)
+        assert self.out.used() + end - tail > CAPACITY, f"no room for {size}"
 
-    no_reservation = precondition(lambda self: self.reserved is None)
+    no_reservation = precondition(lambda self: not self.reserved)
+    reservation = precondition(lambda self: self.reserved)
 
     @no_reservation
     @rule(parts=st.lists(sizes, max_size=3), kind=st.sampled_from([bytes, bytearray, memoryview]))
@@ -80,28 +85,28 @@ class RingMachine(RuleBasedStateMachine):
         if pushed < len(records):
             self.no_room_for(lengths[pushed])
 
-    @no_reservation
     @rule(size=sizes)
     def reserve(self, size: int) -> None:
         view = self.out.reserve(size)
-        if view is None:
-            self.no_room_for(size)
-        else:
+        if view is not None:
             assert len(view) == size
-            self.reserved = view, self.record(size)
+            self.reserved.append((view, self.record(size)))
+            view[:] = self.reserved[-1][1]
+        elif len(self.reserved) < MOST_RESERVED:
+            self.no_room_for(size)
 
-    @precondition(lambda self: self.reserved is not None)
-    @rule(write=st.booleans())
-    def commit(self, write: bool) -> None:
-        assert self.reserved is not None
-        view, record = self.reserved
-        view[:] = record
-        if write:
-            self.out.commit()
-            self.visible.append(record)
-        else:
-            self.out.abandon()
-        self.reserved = None
+    @reservation
+    @rule()
+    def commit(self) -> None:
+        _, record = self.reserved.pop(0)
+        self.out.commit()
+        self.visible.append(record)
+
+    @reservation
+    @rule()
+    def abandon(self) -> None:
+        self.reserved.pop()
+        self.out.abandon()
 
     @rule(max_records=st.integers(0, 20), max_bytes=budgets)
     def take_many(self, max_records: int, max_bytes: int) -> None:
@@ -128,7 +133,7 @@ class RingMachine(RuleBasedStateMachine):
         if close:
             self.out.close()
         self.out = RINGS[self.producer](self.buffer)
-        self.reserved = None
+        self.reserved = []
 
     @rule(close=st.booleans())
     def consumer_is_replaced(self, close: bool) -> None:

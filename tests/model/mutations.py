@@ -268,7 +268,7 @@ def silent() -> Patch:
 
         return publish
 
-    both = {name: without_bell(getattr(endpoint_module, name)) for name in ("publish", "publish_straight")}
+    both: Any = {name: without_bell(getattr(endpoint_module, name)) for name in ("publish", "publish_straight")}
     patch: Patch = mock.patch.multiple(endpoint_module, **both)
     return patch
 
