@@ -43,6 +43,6 @@ RING = (
     "_binding.h", "_ring_object.h", "_ring_core.h", "_doorbell_core.h", *FAILPOINT,
 )  # fmt: skip
 setup(
-    ext_modules=[extension("_ring", *RING), extension("_progress"), extension("_send", *FAILPOINT)],
+    ext_modules=[extension("_ring", *RING), extension("_progress", "_run.c", "_run.h"), extension("_send", *FAILPOINT)],
     cmdclass={"bdist_wheel": StableAbiWheel},
 )
