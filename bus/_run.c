@@ -8,10 +8,11 @@
  *   No Python code runs meanwhile, and nobody has seen the message before. */
 #include "_run.h"
 
+#include "_field.h"
+
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#include <structmember.h>
 
 /* As in send.py; a test compares them. */
 enum { NONE = 1, BOOL = 2, INT = 4, FLOAT = 8, TEXT = 16, BYTES = 32 };
@@ -362,26 +363,6 @@ PyType_Spec run_spec = {
 };
 
 /* ------------------------------------------------------------------------------------------------ Unpacker */
-/* Where a message has what a descriptor of its class describes: an object, or NULL. Less than 0 if that is not told. */
-static Py_ssize_t offset_of(PyTypeObject *type, PyObject *descriptor)
-{
-    PyObject *owner = PyObject_GetAttrString(descriptor, "__objclass__");
-    PyObject *name = owner == NULL ? NULL : PyObject_GetAttrString(descriptor, "__name__");
-    Py_ssize_t offset = -1;
-    if (name != NULL && PyType_Check(owner) && PyType_IsSubtype(type, (PyTypeObject *)owner)) {
-        const PyMemberDef *member = PyType_GetSlot((PyTypeObject *)owner, Py_tp_members);
-        for (; offset < 0 && member != NULL && member->name != NULL; member++) {
-            if (member->type == T_OBJECT_EX && PyUnicode_CompareWithASCIIString(name, member->name) == 0)
-                offset = member->offset;
-        }
-    }
-    Py_XDECREF(name);
-    Py_XDECREF(owner);
-    if (offset < 0 && !PyErr_Occurred())
-        PyErr_SetString(PyExc_TypeError, "a field is told by the descriptor of an object in its class");
-    return offset;
-}
-
 /* Whether messages of the class are their fields and nothing else: no hash that is remembered, no weak references, no
  * finalizer. Then one that nobody else has can become the next one, as the tuples of `zip` do. */
 static int is_bare(PyTypeObject *type, Py_ssize_t field_count)

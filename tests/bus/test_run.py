@@ -201,6 +201,8 @@ def test_short_texts_are_told_apart_by_all_of_their_bytes() -> None:
     texts += [
         before + "x" * size + after for size in range(18) for before in ("", "a", "é") for after in ("", "b", "ü")
     ]
+    texts += [f"{before}{n:06}{after}" for n in range(2000) for before, after in (("the same", ""), ("", "the same"))]
+    texts += [letter * size for letter in map(chr, range(32, 127)) for size in range(17)]
     for order in (texts, texts[::-1], sorted(texts * 2, key=len)):
         assert [one.symbol for one in UNPACKERS[Tick].unpack(encode([Tick(one, 1.0, 1) for one in order]))[:]] == order
 
