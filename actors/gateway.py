@@ -127,8 +127,11 @@ class Gateway:
     def _send(
         self, handler: str, message: object, timeout: float | None, flags: int, waits: Waits | None = None
     ) -> tuple[int, int]:
-        way = self._way(handler, message)
-        return self._put(way.route, way.peer, self._encode(way, message), way.place, timeout, flags, waits)
+        kind = type(message)
+        way = self._ways.get((handler, kind)) or self._look_up(handler, kind)
+        encoded = way.codec.encode_alone(message, way.in_ring, self._largest)
+        body = encoded.copied() if isinstance(encoded, Large) else way.codec.join((encoded,))
+        return self._put(way.route, way.peer, body, way.place, timeout, flags, waits)
 
     def _put(
         self,
@@ -175,15 +178,8 @@ class Gateway:
             outbound.backlog_bytes > limits.outbox_limit_bytes or self._endpoint.claims.held > limits.claims_limit_bytes
         )
 
-    def _way(self, handler: str, message: object) -> Way:
-        """UnknownHandler if there is none."""
-        kind = type(message)
-        way = self._ways.get((handler, kind))
-        if way is None:
-            way = self._ways[handler, kind] = self._look_up(handler, kind)
-        return way
-
     def _look_up(self, handler: str, kind: type) -> Way:
+        """For the next ones, too. UnknownHandler if there is none."""
         plan = self._plan
         route = plan.entry(handler, kind)
         if route is None:
@@ -197,11 +193,8 @@ class Gateway:
             codec = self._codecs[kind] = run_codec(plan, kind)
         worker = plan.worker_of(handler)
         in_ring = plan.in_ring(GATEWAY, (worker,))
-        return Way(route.id, self._peers[worker], codec, in_ring, (handler, kind.__name__))
-
-    def _encode(self, way: Way, message: Any) -> bytes | Large:
-        encoded = way.codec.encode_alone(message, way.in_ring, self._largest)
-        return encoded.copied() if isinstance(encoded, Large) else way.codec.join([encoded])
+        way = self._ways[handler, kind] = Way(route.id, self._peers[worker], codec, in_ring, (handler, kind.__name__))
+        return way
 
     def _check_open(self) -> None:
         if self._failure is not None:
