@@ -42,7 +42,12 @@ RING = (
     "_ring_object.c", "_ring_looks.c", "_doorbell_object.c",
     "_binding.h", "_ring_object.h", "_ring_core.h", "_doorbell_core.h", *FAILPOINT,
 )  # fmt: skip
+FIELD = ("_field.c", "_field.h")
 setup(
-    ext_modules=[extension("_ring", *RING), extension("_progress"), extension("_send", *FAILPOINT)],
+    ext_modules=[
+        extension("_ring", *RING),
+        extension("_progress", "_run.c", "_run.h", *FIELD),
+        extension("_send", *FAILPOINT, *FIELD),
+    ],
     cmdclass={"bdist_wheel": StableAbiWheel},
 )

@@ -23,6 +23,7 @@ from actors.message import Message, type_name
 from actors.plan import Plan
 from actors.sealed import head
 from actors.tickets import Large
+from actors.unpacking import PlainInlet
 from actors.views import Views
 
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
@@ -41,7 +42,7 @@ def inlet_codec(plan: Plan, type_: type, views: Views) -> RunCodec:
     if is_fixed(type_):
         return FixedInlet(type_, views)
     codec = plan.codec(type_)
-    return RunCodec(type_) if codec is None else CodecInlet(type_, codec)
+    return PlainInlet(type_) if codec is None else CodecInlet(type_, codec)
 
 
 class CodecRuns(RunCodec):

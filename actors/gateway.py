@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,7 +22,7 @@ from actors.errors import MessageTooLarge, RingleaderError
 from actors.housekeeping import Housekeeping
 from actors.links import Arrival
 from actors.outgoing import EncodedRun
-from actors.plan import GATEWAY, Plan, Route
+from actors.plan import GATEWAY, Plan
 from actors.replies import read_answer, read_failure, read_outcome, request_of, type_key
 from actors.system_errors import AskTimeout, CommandTimeout, SendTimeout, SystemClosed, UnknownHandler
 from actors.tickets import Large
@@ -31,6 +31,18 @@ from persist import JournalFull, Outbound
 
 IDLE_WAIT = 0.25  # seconds; every wait is bounded
 ROOM_WAIT = 0.05
+
+Waits = tuple[Future[Any], type | None]  # who waits for an answer: of this type, if that is given
+
+
+class Way(NamedTuple):
+    """From outside to a handler, for messages of one class: looked up once, for a message alone finds no cache warm."""
+
+    route: int
+    peer: int
+    codec: RunCodec
+    in_ring: int  # bytes of the largest message that goes by the ring
+    place: tuple[str, str]  # the receiver and what it is sent, for an error
 
 
 class Gateway:
@@ -42,8 +54,10 @@ class Gateway:
         self._house = house
         self._resolve = resolve
         self._codecs: dict[type, RunCodec] = {}
-        self._asked: dict[tuple[int, int], tuple[Future[Any], type | None]] = {}
+        self._ways: dict[tuple[str, type], Way] = {}
+        self._asked: dict[tuple[int, int], Waits] = {}
         self._peers = {link.name: link.index for link in endpoint.links}
+        self._largest = plan.largest_claim
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._open = True
@@ -57,12 +71,13 @@ class Gateway:
     def send(self, handler: str, message: object, timeout: float | None) -> None:
         """Returns once the message is durable. Raises SendTimeout when its receiver takes no more until then, and
         JournalFull when the disk does not."""
-        self._send(handler, message, timeout, 0, None)
+        self._send(handler, message, timeout, 0)
 
     def ask(self, handler: str, message: object, timeout: float, reply: type | None) -> Any:
         """The handler's reply. AskTimeout: none yet, the message may still take effect; AskFailed: it was given up."""
         deadline = time.monotonic() + timeout
-        key, future = self._send(handler, message, timeout, FLAG_ASK, reply)
+        future: Future[Any] = Future()
+        key = self._send(handler, message, timeout, FLAG_ASK, (future, reply))
         try:
             answer: object = future.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
@@ -77,8 +92,9 @@ class Gateway:
         behind what was sent to the worker before. CommandTimeout: nothing has yet, but it will.
         MessageTooLarge: no ring would carry it."""
         deadline = time.monotonic() + timeout
-        place = (worker, "a command")
-        key, future = self._put(self._plan.reply_route(worker).id, worker, body, place, timeout, FLAG_COMMAND, None)
+        route, peer, place = self._plan.reply_route(worker).id, self._peers[worker], (worker, "a command")
+        future: Future[Any] = Future()
+        key = self._put(route, peer, body, place, timeout, FLAG_COMMAND, (future, None))
         try:
             outcome: list[str] = future.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
@@ -109,31 +125,30 @@ class Gateway:
 
     # ------------------------------------------------------------------------------------------------ sending
     def _send(
-        self, handler: str, message: object, timeout: float | None, flags: int, reply: type | None
-    ) -> tuple[tuple[int, int], Future[Any]]:
-        route = self._route(handler, message)
-        worker = self._plan.worker_of(handler)
-        body = self._encode(message, worker)
-        place = (handler, type(message).__name__)
-        return self._put(route.id, worker, body, place, timeout, flags, reply)
+        self, handler: str, message: object, timeout: float | None, flags: int, waits: Waits | None = None
+    ) -> tuple[int, int]:
+        kind = type(message)
+        way = self._ways.get((handler, kind)) or self._look_up(handler, kind)
+        encoded = way.codec.encode_alone(message, way.in_ring, self._largest)
+        body = encoded.copied() if isinstance(encoded, Large) else way.codec.join((encoded,))
+        return self._put(way.route, way.peer, body, way.place, timeout, flags, waits)
 
     def _put(
         self,
         route: int,
-        worker: str,
+        peer: int,
         body: bytes | Large,
         place: tuple[str, str],
         timeout: float | None,
         flags: int,
-        reply: type | None,
-    ) -> tuple[tuple[int, int], Future[Any]]:
-        """`place`: the receiver and what it is sent, for an error."""
-        peer = self._peers[worker]
+        waits: Waits | None = None,
+    ) -> tuple[int, int]:
+        """Commits it. `place`: the receiver and what it is sent, for an error; `waits`: for the answer."""
         outbound = self._endpoint.links[peer].outbound
         deadline = None if timeout is None else time.monotonic() + timeout
         if isinstance(body, Large):
             flags |= FLAG_CLAIM
-        with self._room:
+        with self._lock:  # of `_room`
             self._check_open()
             while self._is_full(outbound):
                 left = None if deadline is None else deadline - time.monotonic()
@@ -152,10 +167,10 @@ class Gateway:
                 self._failure = failure
                 raise
             # failpoint: gateway-committed
-            key, future = (peer, outbound.assigned), Future[Any]()
-            if flags & (FLAG_ASK | FLAG_COMMAND):
-                self._asked[key] = (future, reply)
-            return key, future
+            key = peer, outbound.assigned
+            if waits is not None:
+                self._asked[key] = waits
+            return key
 
     def _is_full(self, outbound: Outbound) -> bool:
         limits = self._plan.limits
@@ -163,22 +178,23 @@ class Gateway:
             outbound.backlog_bytes > limits.outbox_limit_bytes or self._endpoint.claims.held > limits.claims_limit_bytes
         )
 
-    def _route(self, handler: str, message: object) -> Route:
-        route = self._plan.entry(handler, type(message))
+    def _look_up(self, handler: str, kind: type) -> Way:
+        """For the next ones, too. UnknownHandler if there is none."""
+        plan = self._plan
+        route = plan.entry(handler, kind)
         if route is None:
-            known = tuple(one.name for one in self._plan.handlers)
+            known = tuple(one.name for one in plan.handlers)
             takes: tuple[str, ...] = ()
             if handler in known:
-                takes = tuple(one.__name__ for one in self._plan.handler(handler).description.handles)
-            raise UnknownHandler(handler, type(message).__name__, takes, known)
-        return route
-
-    def _encode(self, message: Any, worker: str) -> bytes | Large:
-        codec = self._codecs.get(type(message))
+                takes = tuple(one.__name__ for one in plan.handler(handler).description.handles)
+            raise UnknownHandler(handler, kind.__name__, takes, known)
+        codec = self._codecs.get(kind)
         if codec is None:
-            codec = self._codecs[type(message)] = run_codec(self._plan, type(message))
-        encoded = codec.encode_alone(message, self._plan.in_ring(GATEWAY, (worker,)), self._plan.largest_claim)
-        return encoded.copied() if isinstance(encoded, Large) else codec.join([encoded])
+            codec = self._codecs[kind] = run_codec(plan, kind)
+        worker = plan.worker_of(handler)
+        in_ring = plan.in_ring(GATEWAY, (worker,))
+        way = self._ways[handler, kind] = Way(route.id, self._peers[worker], codec, in_ring, (handler, kind.__name__))
+        return way
 
     def _check_open(self) -> None:
         if self._failure is not None:

@@ -33,6 +33,7 @@ from bus.implementation import (
     PySender,
     Ring,
     Sender,
+    Unpacker,
 )
 from bus.layout import (
     UNKNOWN,
@@ -120,6 +121,7 @@ __all__ = [
     "TransportError",
     "UnixAddress",
     "UnknownImplementation",
+    "Unpacker",
     "Unreachable",
     "UnusableSocketFile",
     "WorkerState",

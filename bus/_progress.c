@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <time.h>
 
+#include "_run.h"
+
 /* From progress.py; a test compares them. */
 enum { QUICK_NS = 50000, LONGEST = 16 };
 
@@ -16,7 +18,8 @@ typedef struct {
     PyObject_HEAD
     Py_buffer cells;
     Py_ssize_t seq, since;
-    PyObject *messages; /* a list, while it is iterated over */
+    PyObject *messages; /* a list or a Run, while it is iterated over */
+    int run;            /* it is a Run */
     Py_ssize_t next, due, stride;
     uint64_t first, until, read, current;
     int exact;
@@ -70,8 +73,15 @@ static PyObject *Progress_begin(Progress *self, PyObject *arguments)
     PyObject *messages;
     unsigned long long first, until;
     int exact;
-    if (!PyArg_ParseTuple(arguments, "O!KKp", &PyList_Type, &messages, &first, &until, &exact))
+    if (!PyArg_ParseTuple(arguments, "OKKp", &messages, &first, &until, &exact))
         return NULL;
+    ProgressState *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    if (state == NULL)
+        return NULL;
+    if (!PyList_Check(messages) && Py_TYPE(messages) != state->run) {
+        PyErr_SetString(PyExc_TypeError, "the messages of a run are a list or a Run");
+        return NULL;
+    }
     if (self->cells.obj == NULL) {
         PyErr_SetString(PyExc_ValueError, "this Progress is closed");
         return NULL;
@@ -79,6 +89,7 @@ static PyObject *Progress_begin(Progress *self, PyObject *arguments)
     PyObject *old = self->messages;
     Py_INCREF(messages);
     self->messages = messages;
+    self->run = Py_TYPE(messages) == state->run;
     self->next = self->due = self->done = 0;
     self->stride = 1;
     self->first = first;
@@ -125,7 +136,7 @@ static PyObject *Progress_next(Progress *self)
     if (self->messages == NULL)
         return NULL;
     const Py_ssize_t index = self->next;
-    if (index >= PyList_Size(self->messages))
+    if (index >= (self->run ? run_length(self->messages) : PyList_Size(self->messages)))
         return end(self);
     self->done = index;
     if (index == self->due) {
@@ -140,9 +151,7 @@ static PyObject *Progress_next(Progress *self)
     }
     tell(self, self->first + (uint64_t)index);
     self->next = index + 1;
-    PyObject *message = PyList_GetItem(self->messages, index);
-    Py_XINCREF(message);
-    return message;
+    return self->run ? run_next(self->messages) : Py_XNewRef(PyList_GetItem(self->messages, index));
 }
 
 static PyObject *Progress_iter(PyObject *self)
@@ -224,11 +233,40 @@ static PyType_Spec Progress_spec = {
 
 static int module_exec(PyObject *module)
 {
-    PyObject *type = PyType_FromModuleAndSpec(module, &Progress_spec, NULL);
-    int status = type == NULL ? -1 : PyModule_AddType(module, (PyTypeObject *)type);
-    Py_XDECREF(type);
-    return status < 0 || PyModule_AddIntMacro(module, QUICK_NS) < 0 || PyModule_AddIntMacro(module, LONGEST) < 0 ? -1 : 0;
+    ProgressState *state = PyModule_GetState(module);
+    state->run = (PyTypeObject *)PyType_FromModuleAndSpec(module, &run_spec, NULL);
+    if (state->run == NULL || PyModule_AddType(module, state->run) < 0)
+        return -1;
+    PyType_Spec *specs[] = {&unpacker_spec, &Progress_spec};
+    for (int index = 0; index < 2; index++) {
+        PyObject *type = PyType_FromModuleAndSpec(module, specs[index], NULL);
+        const int status = type == NULL ? -1 : PyModule_AddType(module, (PyTypeObject *)type);
+        Py_XDECREF(type);
+        if (status < 0)
+            return -1;
+    }
+    return PyModule_AddIntMacro(module, QUICK_NS) < 0 || PyModule_AddIntMacro(module, LONGEST) < 0
+               ? -1
+               : run_add_kinds(module);
 }
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    ProgressState *state = PyModule_GetState(module);
+    if (state != NULL)
+        Py_VISIT(state->run);
+    return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+    ProgressState *state = PyModule_GetState(module);
+    if (state != NULL)
+        Py_CLEAR(state->run);
+    return 0;
+}
+
+static void module_free(void *module) { (void)module_clear(module); }
 
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, module_exec},
@@ -239,8 +277,11 @@ static PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "bus._progress",
     .m_doc = "What is in progress, in C; see bus/progress.py.",
-    .m_size = 0,
+    .m_size = sizeof(ProgressState),
     .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
 };
 
 PyMODINIT_FUNC PyInit__progress(void) { return PyModuleDef_Init(&module_definition); }

@@ -2,7 +2,7 @@
  * runs once per message.
  *
  * - A message is taken whole or not at all: one that is refused, by whatever its fields hold, leaves nothing behind.
- * - While a message is written no Python code can run: its fields are read by the descriptors of its class, and all
+ * - While a message is written no Python code can run: its fields are read where their descriptors read them, and all
  *   that is looked at is exactly of a built-in type, or known by its address. Nothing that is made for a piece is
  *   known to the garbage collector. So nobody sees half a message, nor does a send come in between. */
 #define PY_SSIZE_T_CLEAN
@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "_failpoint.h"
+#include "_field.h"
 
 /* From send.py; a test compares them. */
 enum { NONE = 1, BOOL = 2, INT = 4, FLOAT = 8, TEXT = 16, BYTES = 32 };
@@ -26,6 +27,7 @@ enum {
 typedef struct {
     PyObject *descriptor;
     descrgetfunc get;
+    Py_ssize_t offset; /* in a message; less than 0: only the descriptor knows how it is read */
     unsigned long kinds;
     PyObject *members; /* address -> encoding, of an Enum; NULL: there is none */
 } PackedField;
@@ -298,9 +300,10 @@ static int put_message(Packer *self, PyObject *message)
     int status = put_data(self, prefix, size, NULL);
     for (Py_ssize_t index = 0; status == TAKEN && index < self->field_count; index++) {
         PackedField *field = self->fields + index;
-        PyObject *value = field->get(field->descriptor, message, (PyObject *)self->type);
-        if (value == NULL)
-            return refuse_for(PyExc_AttributeError); /* a field that was never set */
+        PyObject *value = field->offset >= 0 ? Py_XNewRef(*(PyObject **)((char *)message + field->offset))
+                                             : field->get(field->descriptor, message, (PyObject *)self->type);
+        if (value == NULL) /* a field that was never set */
+            return field->offset >= 0 ? REFUSED : refuse_for(PyExc_AttributeError);
         status = put_value(self, field, value);
         Py_DECREF(value);
     }
@@ -349,7 +352,7 @@ static void forget_fields(Packer *self)
     self->field_count = 0;
 }
 
-static int read_field(PackedField *field, PyObject *given)
+static int read_field(PackedField *field, PyTypeObject *type, PyObject *given)
 {
     PyObject *descriptor, *members;
     unsigned long kinds;
@@ -364,6 +367,14 @@ static int read_field(PackedField *field, PyObject *given)
         PyErr_SetString(PyExc_TypeError, "a field is a descriptor, its kinds, and None or a dict of members");
         return -1;
     }
+    field->offset = -1;
+#ifndef Py_GIL_DISABLED
+    field->offset = offset_of(type, descriptor);
+    if (field->offset < 0 && refuse_for(PyExc_Exception) == FAILED)
+        return -1;
+#else
+    (void)type;
+#endif
     field->descriptor = Py_NewRef(descriptor);
     field->kinds = kinds;
     field->members = members == Py_None ? NULL : Py_NewRef(members);
@@ -394,7 +405,7 @@ static PyObject *Packer_new(PyTypeObject *cls, PyObject *arguments, PyObject *ke
         return PyErr_NoMemory();
     }
     for (; self->field_count < count; self->field_count++) {
-        if (read_field(self->fields + self->field_count, PyTuple_GetItem(fields, self->field_count)) < 0) {
+        if (read_field(self->fields + self->field_count, self->type, PyTuple_GetItem(fields, self->field_count)) < 0) {
             Py_DECREF(self);
             return NULL;
         }

@@ -32,6 +32,7 @@ __all__ = [
     "PySender",
     "Ring",
     "Sender",
+    "Unpacker",
 ]
 
 
@@ -55,15 +56,16 @@ def _choose() -> Literal["c", "python"]:
 RING_IMPLEMENTATION: Final = _choose()
 
 if TYPE_CHECKING:
+    from bus._progress import Unpacker
     from bus._send import Packer, Sender
 
     Ring = PyRing
     Doorbell = PyDoorbell
     Progress = PyProgress
 elif RING_IMPLEMENTATION == "c":
-    from bus._progress import Progress
+    from bus._progress import Progress, Unpacker
     from bus._ring import Doorbell, Ring
     from bus._send import Packer, Sender
 else:
     Ring, Doorbell, Progress, Sender = PyRing, PyDoorbell, PyProgress, PySender
-    Packer = None
+    Packer = Unpacker = None

@@ -40,7 +40,7 @@ PLACES = (
     Place("publish", "actors.endpoint", "Endpoint", "publish"),
     Place("progress", "actors.endpoint", "Endpoint", "progress"),
     Place("take", "actors.endpoint", "Endpoint", "take"),
-    Place("decode", "actors.codec", "RunCodec", "decode_run"),
+    Place("decode", "actors.unpacking", "PlainInlet", "decode_run"),
     Place("loop", "actors.dispatch", "Dispatcher", "run"),
     Place("release", "actors.endpoint", "Endpoint", "release"),
 )
@@ -58,9 +58,9 @@ SENDER = {
 }
 RECEIVER = {
     "take": "from the ring",
-    "decode": "runs are decoded",
+    "decode": "runs are looked at, whether all of them is plain",
     "call": "the handler's method",
-    "loop": "the loop over messages, and their admission",
+    "loop": "the loop over messages, which makes each, and their admission",
     "append": "journal: frame, checksum, `write`",
     "commit": "watermarks, cells",
     "publish": "looks for what waits",

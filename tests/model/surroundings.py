@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -130,7 +131,7 @@ def _feed(scene: Scene, opened: Gateway) -> bool:
         sent = opened._endpoint.links[peer].outbound.assigned
         if sent < len(feeds):
             try:
-                opened._send(handler, feeds[sent], 0.0, FLAG_ASK, Done)
+                opened._send(handler, feeds[sent], 0.0, FLAG_ASK, (Future(), Done))
             except SendTimeout:
                 continue
             return True
