@@ -254,7 +254,7 @@ class Dispatcher:
         if first != link.inbound.seen + 1 or link is self._endpoint.me:
             return False
         try:
-            (message,) = inlet.codec.decode_run(arrival.body)
+            (message,) = inlet.codec.decode_run(arrival.body)[:2]
         except Exception:
             return False  # `_handle` tells what is wrong
         # failpoint: run-decoded

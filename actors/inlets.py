@@ -8,6 +8,7 @@ from typing import Any
 from actors.attempts import Tolerance, strictest
 from actors.codec import RunCodec
 from actors.hosted import Hosted
+from actors.unpacking import PlainInlet
 
 Call = Callable[[Any], object]
 
@@ -34,7 +35,7 @@ class Inlet:
             batch = method in hosted.plan.description.batches
             self.together.append((hosted, self.codec.calling(getattr(hosted.instance, method), batch), batch))
         self.calls = [(hosted, _alone(call) if batch else call) for hosted, call, batch in self.together]
-        plain = type(self.codec) is RunCodec and not self.batched and not self.exact
+        plain = type(self.codec) in {RunCodec, PlainInlet} and not self.batched and not self.exact
         self.alone = self.calls[0] if plain and len(self.calls) == 1 else None
 
     @property

@@ -187,7 +187,7 @@ class Outgoing:
         self._rows: set[int] = set()  # peers to which rows were sent, not in their ring
         self._waiting_bytes = 0  # of rows, in this process's memory
         self.row_bytes = 0  # that were reserved
-        self.full = False  # of rows: those in this process's memory, or in a ring, are enough for one transaction
+        self.rows_full = False  # of rows: those in this process's memory, or in a ring, are enough for one transaction
 
     def sender(self, handler: str, puts: Puts) -> Callable[[Any], None]:
         """The `send` of one handler. Raises UnroutedMessage for a type that no route takes from it."""
@@ -289,7 +289,7 @@ class Outgoing:
     def rows_wait(self, size: int) -> None:
         """So many bytes of them, in this process's memory."""
         self._waiting_bytes += size
-        self.full |= self._waiting_bytes >= ROW_BYTES
+        self.rows_full |= self._waiting_bytes >= ROW_BYTES
 
     def add_rows(self, lane: Lane, runs: Iterable[EncodedRun]) -> None:
         """Runs of rows, behind all that was sent before; what is sent after them begins a run of its own."""
@@ -312,7 +312,7 @@ class Outgoing:
     def heavy(self) -> bool:
         """It is time to commit: what waits for claims is in this process's memory until then, and so are rows, and all
         that comes of messages between handlers of the worker."""
-        return self._large >= HEAVY_BYTES or self._between >= HEAVY_BYTES or self.full
+        return self._large >= HEAVY_BYTES or self._between >= HEAVY_BYTES or self.rows_full
 
     def __bool__(self) -> bool:
         return bool(self._runs or self.local)
@@ -388,7 +388,7 @@ class Outgoing:
         self._open.clear()
         self._runs.clear()
         self._closed = self._large = self._between = self._waiting_bytes = self.row_bytes = 0
-        self.full = False
+        self.rows_full = False
         if self._rows:
             self._rows.clear()
         if self.local:

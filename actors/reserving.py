@@ -130,7 +130,7 @@ class Reservation:
             outgoing.rows_wait(size)
         else:
             body = place.view
-            outgoing.full |= place.is_enough
+            outgoing.rows_full |= place.is_enough
         body[:FINGERPRINT] = codec.fingerprint
         rows = rows_in(codec.type)(body)
         if place is not None:

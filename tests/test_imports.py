@@ -29,7 +29,7 @@ PURE = {
         "message_pickler", "naming", "outgoing", "packing", "pause_request", "plan", "process_options", "reasons",
         "replies", "reserving", "restart", "resume", "ring_sizes", "sealed", "sends", "shipping", "spinning",
         "supervision", "system_errors", "table", "tickets", "unpacking", "validate", "validate_codecs",
-        "validate_fixed",        "validate_options", "validate_preload", "validate_rings", "validate_supervision", "views",
+        "validate_fixed", "validate_options", "validate_preload", "validate_rings", "validate_supervision", "views",
     },
 }  # fmt: skip
 ACTING = {

@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from actors.dispatch import Dispatcher
 from actors.endpoint import Endpoint
 from actors.plan import GATEWAY
-from bus import Pause, PyRing
+from bus import Pause
 
 from ..bus.implementations import RINGS
 from .twins import (
@@ -84,7 +83,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
         finally:
             shutil.rmtree(folder)
 
-    yield played
+    return played
 
 
 BEGIN = Clock().ns

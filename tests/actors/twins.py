@@ -7,7 +7,6 @@ doorbell was rung.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
