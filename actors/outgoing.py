@@ -177,7 +177,7 @@ class Outgoing:
         self._max_claim = max_claim_bytes  # what is over max_message_bytes gets a claim, up to this
         self._max_run = max_run_bytes
         self._large = 0  # bytes that wait for their claims
-        self._between = 0  # bytes of messages to handlers of the worker, also of those that are handled by now
+        self.between = 0  # bytes of messages to handlers of the worker, also of those that are handled by now
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
         self._begun: set[Lane] = set()  # whose packers have been at work in this transaction
@@ -213,14 +213,14 @@ class Outgoing:
             except SenderError as error:
                 error.blame(lane.source)
                 raise
+            if lane.local:
+                self.between += body.size if isinstance(body, Large) else len(body)
+                if self.between >= HEAVY_BYTES:
+                    self.full()
             if isinstance(body, Large):
                 body = self.lay(body) if lane.peers else body.copied()
                 lane.large = not codec.late
                 self._count_large(body.size)
-            elif lane.local:
-                self._between += len(body)
-                if self._between >= HEAVY_BYTES:
-                    self.full()
             return message if codec.late else body
 
         return blamed if lane.local or not codec.late else lambda message: message
@@ -299,7 +299,7 @@ class Outgoing:
     def heavy(self) -> bool:
         """It is time to commit: what waits for claims is in this process's memory until then, and so are rows, and all
         that comes of messages between handlers of the worker."""
-        return max(self._large, self._between) >= HEAVY_BYTES or self.row_bytes >= ROW_BYTES
+        return max(self._large, self.between) >= HEAVY_BYTES or self.row_bytes >= ROW_BYTES
 
     def __bool__(self) -> bool:
         return bool(self._runs or self.local)
@@ -372,7 +372,7 @@ class Outgoing:
         self._begun.clear()
         self._open.clear()
         self._closed = 0
-        self._large = self._between = 0
+        self._large = self.between = 0
         self._runs.clear()
         self._rows.clear()
         self.row_bytes = 0
