@@ -38,10 +38,14 @@ from bus import Field
 from persist.errors import JournalFull
 from persist.format import DeadLetter
 
-INLINE_LIMIT = 10_000  # messages between handlers of the worker in one transaction; the rest is carried over
+# Messages between handlers of the worker in one transaction, their bytes, and how long they may go on when the time of
+# the batch is up; the rest is carried over.
+INLINE_LIMIT = 10_000
+INLINE_BYTES = 8 << 20
+INLINE_NS = 80_000_000
 # After which a batch is committed, so that the control lane is looked at however slow handlers are.
 BATCH_NS = 20_000_000
-LOCAL_STRIDE = 16  # messages between handlers of the worker from one look at the clock to the next
+LOCAL_STRIDE = 16  # of them from one look at the clock to the next
 LOOP_PAUSE = 0.01  # before the next call of an on_loop that sent nothing and did not say
 
 
@@ -424,7 +428,7 @@ class Dispatcher:
         before, context.local = context.local, True
         while local and self._budget > 0:
             turns += 1
-            if turns % LOCAL_STRIDE == 0 and time.monotonic_ns() > self._until:
+            if turns % LOCAL_STRIDE == 0 and time.monotonic_ns() > self._until + INLINE_NS:
                 self._budget = 0
                 break
             self._budget -= 1
@@ -442,10 +446,11 @@ class Dispatcher:
         self._handled += handled
 
     def _full(self) -> None:
-        """So much was sent that the rest, of the run at hand and of messages within the worker, is for the next
-        transaction."""
-        self._budget = 0
+        """So much was sent that the rest of the run at hand is for the next transaction. What was sent within the
+        worker is handled with it all the same, unless it becomes ever more."""
         self._progress.finish()
+        if self._outgoing.between >= INLINE_BYTES:
+            self._budget = 0
 
     def _local_batch(self, inlet: Inlet, lane: Lane, message: Any) -> int:
         """This one, and those of the same route right behind it."""

@@ -179,7 +179,7 @@ class Outgoing:
         self._max_claim = max_claim_bytes  # what is over max_message_bytes gets a claim, up to this
         self._max_run = max_run_bytes
         self._large = 0  # bytes that wait for their claims
-        self._between = 0  # bytes of messages to handlers of the worker, also of those that are handled by now
+        self.between = 0  # bytes of messages to handlers of the worker, also of those that are handled by now
         self._runs: list[_Run | EncodedRun] = []
         self._open: dict[int, Lane] = {}
         self._used: list[Lane] = []  # that have been open in this transaction, or whose packers have been at work
@@ -217,14 +217,14 @@ class Outgoing:
             except SenderError as error:
                 error.blame(lane.source)
                 raise
+            if lane.local:
+                self.between += body.size if isinstance(body, Large) else len(body)
+                if self.between >= HEAVY_BYTES:
+                    self.full()
             if isinstance(body, Large):
                 body = self.lay(body) if lane.peers else body.copied()
                 lane.large = not codec.late
                 self._count_large(body.size)
-            elif lane.local:
-                self._between += len(body)
-                if self._between >= HEAVY_BYTES:
-                    self.full()
             return message if codec.late else body
 
         return blamed if lane.local or not codec.late else lambda message: message
@@ -312,7 +312,7 @@ class Outgoing:
     def heavy(self) -> bool:
         """It is time to commit: what waits for claims is in this process's memory until then, and so are rows, and all
         that comes of messages between handlers of the worker."""
-        return self._large >= HEAVY_BYTES or self._between >= HEAVY_BYTES or self.rows_full
+        return self._large >= HEAVY_BYTES or self.between >= HEAVY_BYTES or self.rows_full
 
     def __bool__(self) -> bool:
         return bool(self._runs or self.local)
@@ -387,7 +387,7 @@ class Outgoing:
         self._used.clear()
         self._open.clear()
         self._runs.clear()
-        self._closed = self._large = self._between = self._waiting_bytes = self.row_bytes = 0
+        self._closed = self._large = self.between = self._waiting_bytes = self.row_bytes = 0
         self.rows_full = False
         if self._rows:
             self._rows.clear()

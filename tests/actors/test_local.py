@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from actors import ExitStatus, Handler, Message, NothingToReply, State, System, Topology, handle
+from actors.dispatch import INLINE_BYTES
 from actors.outgoing import HEAVY_BYTES
 from actors.predecessor import take_over
 from actors.rundir import RunDirectory
@@ -223,7 +224,7 @@ class Far(Handler):
 def test_a_transaction_ends_when_much_was_sent_within_the_worker_and_the_rest_is_carried_over(
     tmp_path: Path, level: str
 ) -> None:
-    hops, size = 200, 100_000
+    hops, size = 300, 100_000
     topology = Topology("hops", directory=tmp_path / "run", durability=level, retain_bytes=1 << 30)
     topology.worker("w", hopper=Hopper)
     topology.worker("end", far=Far)
@@ -246,10 +247,55 @@ def test_a_transaction_ends_when_much_was_sent_within_the_worker_and_the_rest_is
             records = [
                 sum(len(run.body) for run in record.sends) for record in replay(tmp_path / "run" / "journals" / "w")
             ]
-            most = 2 * HEAVY_BYTES + 4 * size  # what was told elsewhere is as much as what went round
+            most = 2 * INLINE_BYTES + 4 * size  # what was told elsewhere is as much as what went round
             assert max(records) < most, "no record of the journal is longer"
-        assert system.block("w").get(Field.COMMITS) > 2 * hops * size / HEAVY_BYTES
+        assert system.block("w").get(Field.COMMITS) > 2 * hops * size / (INLINE_BYTES + size)
         assert system.stop() is ExitStatus.OK
+
+
+class Giver(Handler):
+    @handle
+    def on_number(self, number: Number) -> None:
+        for n in range(number.n):
+            self.send(Number(n))
+
+
+class Wide(Handler):
+    @handle
+    def on_number(self, number: Number) -> None:
+        for _ in range(10):
+            self.send(Hop(number.n, bytes(100_000)))
+
+
+class Taker(Handler):
+    state: Row
+
+    @handle
+    def on_hop(self, hop: Hop) -> None:
+        self.state.row += 1
+
+    @handle
+    def on_look(self, look: Look) -> None:
+        self.reply(Seen((str(self.state.row),), ()))
+
+
+def test_a_run_is_cut_when_much_was_sent_within_the_worker(tmp_path: Path) -> None:
+    """Its messages came together, and each of them has others sent."""
+    count = 100
+    topology = Topology("wide", directory=tmp_path / "run")
+    topology.worker("from", giver=Giver)
+    topology.worker("w", wide=Wide, taker=Taker)
+    topology.route("giver", Number, to="wide")
+    topology.route("wide", Hop, to="taker")
+    topology.external("giver", Number)
+    topology.external("taker", Look)
+    with topology.start() as system:
+        system.send("giver", Number(count))
+        block = system.block("w")
+        until(lambda: block.get(Field.HANDLED) == 11 * count, "all of them")
+        assert block.get(Field.COMMITS) > count * 10 * 100_000 / (HEAVY_BYTES + 1_000_000)
+        assert block.get(Field.CARRIED) == 0, "what was sent is handled all the same"
+        assert system.ask("taker", Look(), reply=Seen).parts == (str(10 * count),)
 
 
 KILLER = """
