@@ -134,6 +134,8 @@ class RunCodec:
     @staticmethod
     def join(encoded: Sequence[bytes]) -> bytes:
         """The body of a run of messages that are encoded already."""
+        if len(encoded) == 1:
+            return b"\x91" + encoded[0]
         return b"".join((array_header(len(encoded)), *encoded))
 
     def decode_run(self, body: bytes | memoryview) -> list[Any]:
