@@ -7,6 +7,7 @@ doorbell was rung.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -16,11 +17,25 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from actors import Handler, Message, State, Topology, careful, dispatch, endpoint, handle, housekeeping, polling, wiring
+from actors import (
+    Handler,
+    Message,
+    State,
+    Topology,
+    careful,
+    claims_in_memory,
+    dispatch,
+    endpoint,
+    handle,
+    housekeeping,
+    polling,
+    wiring,
+)
 from actors import worker as workers
 from actors.codec import FLAG_ASK, RunCodec, pack_header, unpack_header
 from actors.endpoint import Endpoint
 from actors.hosted import Hosted
+from actors.identity import segment_prefix
 from actors.outgoing import Outgoing
 from actors.plan import GATEWAY, Plan
 from actors.wiring import Wires
@@ -43,9 +58,10 @@ from bus.layout import DOORBELL_AT, HEADER_SIZE, WORD, block_at
 from persist import Journal
 
 RING_BYTES = 4096
-LARGE = "l" * 1500  # of these, two fill a ring
+LARGE = "l" * 1500  # of these, two fill a ring; twice as much is in no ring, but in a claim
 STARTS = 4  # incarnations of a worker whose rings hold what no incarnation can read
 SESSION = "51e5510a"
+RUN = f"{os.getpid():08x}"
 
 
 # ---------------------------------------------------------------------------------------------------- what is tortured
@@ -120,6 +136,8 @@ class Acting(Handler):
                     self.send(ToP(message.n))
                 case "P":
                     self.send(ToP(message.n, LARGE))
+                case "c":
+                    self.send(ToP(message.n, 2 * LARGE))
                 case "r":
                     self.send(ToR(message.n))
                 case "b":
@@ -250,7 +268,7 @@ class Take(NamedTuple):
     """A peer takes so many records out of its ring, and acknowledges them."""
 
     peer: str
-    count: int
+    records: int
     acknowledged: bool = True
 
 
@@ -407,7 +425,7 @@ class Twin:
         """All of them, by as many incarnations as it takes; then it stops."""
         self._steps = list(steps)
         patch = self._patch
-        for module in (dispatch, endpoint, careful, polling, housekeeping, workers, progress):
+        for module in (dispatch, endpoint, careful, polling, housekeeping, workers, progress, claims_in_memory):
             patch.setattr(module, "time", self.clock.module)
         patch.setattr(wiring, "attach_ring", lambda run, edge, wires: self._ring(edge.source, edge.target))
         patch.setattr(Hosted, "__hash__", lambda self: self.index, raising=False)  # sets of them have an order
@@ -424,6 +442,8 @@ class Twin:
                     break
         finally:
             _at_work.pop()
+            for left in Path("/dev/shm").glob(f"{segment_prefix(RUN)}*"):
+                left.unlink()
             self.block.doorbell = self._bell
         return Report(self._seen, self._events)
 
@@ -433,14 +453,14 @@ class Twin:
         worker = self.worker = None
         ended = "stopped"
         try:
-            boot = Boot(self.plan, "w", "00000001", str(self._folder / "w"), SESSION, epoch, None, {})
+            boot = Boot(self.plan, "w", RUN, str(self._folder / "w"), SESSION, epoch, None, {})
             worker = self.worker = Worker(boot, self.board, self.block, Wires())
             inside = worker._endpoint
             for link in inside.links:
                 if link.bell is not None:
                     link.bell = Bell(link.bell, partial(self._tell, "rang", link.name), list)  # type: ignore[assignment]
             waiting = inside._waiting
-            inside._waiting = lambda seconds=0.0: waiting(self._polled() if seconds else 0.0)
+            inside._waiting = lambda seconds=0.0: waiting() or (self._polled() and waiting() if seconds else [])
             worker.run()
         except Exception as error:
             ended = f"{type(error).__name__}: {error}"
@@ -460,29 +480,32 @@ class Twin:
         else:
             self.block.set(Field.CONTROL, Control.STOP)
 
-    def _polled(self) -> float:
-        """What comes while the worker polls are messages; for everything else it has to sleep first."""
-        if self._steps and isinstance(self._steps[0], Come):
-            self._look(asleep=False)
-            self._do(self._steps.pop(0))
-        return 0.0
+    def _polled(self) -> Any:
+        """What comes while the worker polls are messages; for everything else it has to sleep first, and so it has to
+        ask for room for claims."""
+        assert self.worker is not None
+        if not (self._steps and isinstance(self._steps[0], Come)) or self.worker._endpoint.claims.held:
+            return []
+        self._look(asleep=False)
+        self._do(self._steps.pop(0))
+        return True
 
     def _ring(self, source: str, target: str) -> Any:
         ring = self._ring_type(self._buffers[source, target])
         if self._ring_type is not PyRing:
             return ring
         watched = Watched(self._buffers[source, target])
-        watched.name, watched.tell = f"{source}>{target}", self._tell  # type: ignore[method-assign]
+        watched.name, watched.tell = f"{source}>{target}", self._tell
         return watched
 
     def _do(self, step: Step) -> None:
         match step:
-            case Come(records):
-                for record in records:
+            case Come(together):
+                for record in together:
                     self._come(record)
-            case Take(peer, count, acknowledged):
+            case Take(peer, records, acknowledged):
                 ring = self._ends["w", peer]
-                for taken in ring.take_many(count, RING_BYTES):
+                for taken in ring.take_many(records, RING_BYTES):
                     first, length, _, _ = unpack_header(taken)
                     self._unacknowledged[peer] = max(self._unacknowledged[peer], first + length - 1)
                 ring.release()
@@ -506,13 +529,14 @@ class Twin:
 
     def _come(self, record: Record) -> None:
         peer, count = record.peer, len(record.acts)
-        (route,) = [
+        routes = [
             one.id
             for one in self.plan.routes
             if one.message is KINDS[record.kind] and one.source == _SENDERS[peer] and "w" in self.plan.target_peers(one)
-        ] or [None]
-        if route is None:
+        ]
+        if not routes:
             return  # the gateway sends two kinds only
+        (route,) = routes
         first = max(1, self._next[peer] + record.shift)
         messages = [KINDS[record.kind](first + at, acts) for at, acts in enumerate(record.acts)]
         body = self._codecs[record.kind].encode_run(messages)
@@ -544,9 +568,8 @@ class Twin:
         assert worker is not None
         journal = {}
         if self.plan.level != "memory":
-            journal = {
-                path.name: path.read_bytes() for path in sorted((self._folder / "w").iterdir()) if path.name != "spare"
-            }
+            files = [path for path in sorted((self._folder / "w").rglob("*")) if path.is_file()]
+            journal = {path.name: path.read_bytes() for path in files if path.name != "spare"}
         shared = self._shared(False) | {f"{a}>{b}": bytes(buffer) for (a, b), buffer in self._buffers.items()}
         self._seen.append(Seen(asleep, shared, self._inside(worker._endpoint, worker), journal))
 
