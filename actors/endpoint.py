@@ -24,12 +24,13 @@ from actors.in_place import Places, RingPlace
 from actors.links import ENTRY_BYTES, Arrival, Link
 from actors.outgoing import EncodedRun
 from actors.overload import Overload
-from actors.publishing import publish, publish_straight, published_before, refill
+from actors.publishing import publish, publish_straight, refill
+from actors.restoring import restore
 from bus import Block, Cell, Doorbell, Field, Ring
 from persist.errors import JournalFull, ProtocolViolation
 from persist.format import DeadLetter, Send, Transaction
 from persist.journal import Journal
-from persist.link import DUPLICATE, NEW, UNKNOWN, Inbound, Kind
+from persist.link import DUPLICATE, NEW, Kind
 from persist.recovery import Recovered
 
 TAKE_RECORDS = 64  # records of one ring in one batch
@@ -97,35 +98,7 @@ class Endpoint:
         """Takes up where the last incarnation ended. Nothing was published, released or acknowledged before this."""
         self.journal = journal
         for link in self.links:
-            ring_out, ring_in = link.producing, link.consuming
-            if recovered is not None and journal is not None:
-                link.inbound = Inbound(recovered.watermarks.get(link.name, 0))
-                # What may be trimmed is what was acknowledged; the resume cell is only a hint where to begin.
-                acked, resume = (link.inbound.watermark, 0) if link is self.me else (0, UNKNOWN)
-                if ring_out is not None:
-                    acked, resume = ring_out.get(Cell.ACK), ring_out.get(Cell.RESUME)
-                link.outbound.restore(
-                    assigned=recovered.assigned.get(link.name, 0),
-                    acked=max(recovered.acked.get(link.name, 0), acked),
-                    resume=resume,
-                    from_position=recovered.unacked_from.get(link.name),
-                    size=recovered.unacked_bytes.get(link.name, 0),
-                )
-            else:
-                # No journal: the rings, which outlive a worker, are all there is to remember.
-                published = 0 if ring_out is None else published_before(ring_out)
-                link.outbound.restore(assigned=published, acked=published, resume=published, from_position=None)
-                link.inbound = Inbound(0 if ring_in is None else ring_in.get(Cell.ACK))
-            if ring_in is not None:
-                link.resends = ring_in.get(Cell.RESEND_ASKED)
-                ring_in.set(Cell.RESUME, link.inbound.watermark)
-                # failpoint: watermark-told
-                ring_in.set(Cell.ACK, link.inbound.watermark)
-                # failpoint: resume-acknowledged
-                ring_in.rewind()
-            if ring_out is not None:
-                link.resends_seen = ring_out.get(Cell.RESEND_SERVED)
-                ring_out.set(Cell.COMMITTED, link.outbound.assigned)
+            restore(link, link is self.me, journal, recovered)
         self.cells[Field.CARRIED_ACK] = self.me.inbound.watermark
         self.cells[Field.CARRIED] = self.me.outbound.assigned
         self._behind = self._sending[:]

@@ -1,4 +1,4 @@
-"""How long a worker looks at its doorbell before it sleeps on it. Decides only.
+"""How long a worker looks at its rings before it sleeps on its doorbell. Decides only; `polling` looks.
 
 Who is woken by the system runs some 15 us later than one who looks, so where an answer comes at once, looking makes
 the way there and back a third shorter. Where it does not come at once, or the processor that looks is the one that
