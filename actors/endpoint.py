@@ -271,6 +271,7 @@ class Endpoint:
             self._mark_unsafe(consumed, sends)
         for link in consumed:
             link.inbound.commit()
+            self._changed |= link is me  # what was nowhere but in this process may be done
         # failpoint: watermarks-committed
         cells = self.cells
         cells[Field.COMMITS] += 1

@@ -106,3 +106,19 @@ def test_what_no_ring_can_carry_is_refused_before_it_has_a_number() -> None:
     assert ring.used() == 0
     endpoint.commit([EncodedRun(0, 1, 0, (2,), bytes(most))])
     assert endpoint.links[2].outbound.published == 1
+
+
+def test_what_a_source_has_sent_to_its_own_worker_is_no_risk_any_more_once_all_of_it_is_handled() -> None:
+    """Otherwise a later death of the worker would be taken for a loss. Level memory; the last part was taken before."""
+    board = Board.format(bytearray(board_size(NAMES)), NAMES)
+    endpoint = Endpoint("a", NAMES, board.block("a"), level="memory", outbox_limit=10**6, memory_limit=10**6)
+    endpoint.resume(None, None)
+    endpoint.commit([EncodedRun(0, 1, 0, (1,), b"first"), EncodedRun(0, 1, 0, (1,), b"second")])
+    assert endpoint.cells[Field.AT_RISK] == 1
+    first, second = endpoint.take()
+    for arrival, left, at_risk in ((first, {second.link}, 1), (second, set(), 0)):
+        arrival.link.inbound.stage(arrival.first)
+        endpoint.commit()
+        endpoint.release(left)
+        endpoint.progress()
+        assert endpoint.cells[Field.AT_RISK] == at_risk
