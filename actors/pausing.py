@@ -44,7 +44,12 @@ class Pausing:
     @property
     def settled(self) -> bool:
         """What was asked for has come about, and is told."""
-        return not self._until and self._endpoint.cells[Field.PAUSE] == self._request
+        return not self._until and self.heard
+
+    @property
+    def heard(self) -> bool:
+        """Nothing was asked for since the last look."""
+        return self._endpoint.cells[Field.PAUSE] == self._request
 
     def _sent(self) -> list[tuple[Link, int]]:
         """What was committed towards this worker until now."""

@@ -263,7 +263,7 @@ class Worker:
                         moved = cells[Field.HANDLED] + cells[Field.SENT]
                         continue
                 bell.arm()
-                if endpoint.idle(blocked) and cells[control] == seen:
+                if endpoint.idle(blocked) and cells[control] == seen and pausing.heard:
                     longest = PAUSED_WAIT if endpoint.paused else IDLE_WAIT
                     slept = time.monotonic()
                     rung = bell.wait(min(longest, max(0.0, due - slept)))

@@ -185,6 +185,15 @@ def test_a_pause_that_is_asked_for_while_it_polls_comes_about(alone: Alone, poll
     assert len(Tried.tries) < 4, "what came with the pause, and what comes after it, waits"
 
 
+def test_a_pause_that_is_asked_for_while_it_polls_in_vain_is_not_slept_over(alone: Alone, polls: type[Polls]) -> None:
+    """It does not wait for its doorbell then, and whoever has rung it, has rung it in vain."""
+    cells, asked = alone.board.block("w").cells, pause_cell(1, Pause.PAUSE)
+    told: list[int] = []
+    polls.coming += [lambda: cells.__setitem__(Field.PAUSE, asked)]
+    alone.run(lambda: alone.send(GATEWAY, Once(2), 1), lambda: told.append(cells[Field.PAUSED]))
+    assert told == [asked]
+
+
 def test_a_message_that_fails_while_it_polls_is_tried_again_at_once(
     alone: Alone, polls: type[Polls], monkeypatch: pytest.MonkeyPatch
 ) -> None:
