@@ -9,7 +9,9 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from persist.errors import DamagedJournal, NotAJournal, PersistError
 from persist.files import Directory, File, is_zeros
