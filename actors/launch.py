@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
@@ -63,15 +63,16 @@ def start(topology: Topology, *, timeout: float = READY_TIMEOUT, observer: Obser
     return prepare(topology, observer).start(timeout)
 
 
-def run(topology: Topology) -> None:
-    """Runs until the system ends or a signal ends it: the first drains, the second stops now.
+def run(topology: Topology, told: MutableMapping[str, str] = os.environ) -> None:
+    """Runs until the system ends or a signal ends it: the first drains, the second stops now. `told`: where the service
+    manager's variables are, to be taken.
 
     Returns after a clean end. Any other end raises SystemExit with one of `ExitStatus`, so that a script which ends
     with `app.run()` never exits 0 by mistake.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("run() takes the signals, which only the main thread can: use start() in other threads")
-    notifier = Notifier.from_environment()
+    notifier = Notifier.from_environment(told)
     try:
         with _Signals() as signals:
             system = prepare(topology, notifier, notifier.beat)

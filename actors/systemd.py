@@ -23,6 +23,7 @@ from typing import Final, Self
 
 from actors import events
 from actors.events import Event
+from actors.told_by_manager import NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC, taken
 
 EXTEND_BY: Final = 20.0  # seconds
 EXTEND_EVERY: Final = 5.0
@@ -55,8 +56,8 @@ class Notifier:
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str] = os.environ) -> Self:
         """Takes the variables out of it."""
-        address = environment.pop("NOTIFY_SOCKET", None)
-        limit, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
+        told = taken(environment)
+        address, limit, pid = told.get(NOTIFY_SOCKET), told.get(WATCHDOG_USEC, ""), told.get(WATCHDOG_PID, "")
         meant = pid in {"", str(os.getpid())}
         return cls(address, int(limit) / 1e6 if meant and limit.isdecimal() and int(limit) else None)
 

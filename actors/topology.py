@@ -279,11 +279,13 @@ class Topology:
         on stderr and raises SystemExit with one of ExitStatus.
         """
         from actors.process import forkserver_ahead
+        from actors.told_by_manager import taken
 
+        told = taken()
         with forkserver_ahead():
             from actors.launch import run
 
-            run(self)
+            run(self, told)
 
     def __repr__(self) -> str:
         return f"Topology({self.name!r}, durability={self.durability!r})"
