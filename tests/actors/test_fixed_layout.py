@@ -362,7 +362,7 @@ def test_whoever_keeps_a_view_is_noticed_and_who_keeps_a_copy_is_not(keep: str) 
     assert bool(views.gone()) is (keep in KEEPERS)
     del kept
     assert not views.gone()
-    assert not views
+    assert not views.lent
 
 
 def test_neither_a_cycle_of_garbage_nor_a_raised_exception_counts_as_keeping() -> None:
