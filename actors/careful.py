@@ -108,7 +108,7 @@ class Careful:
         suspected = {peer for peer, _ in self.attempts}
         ordered = sorted(arrivals, key=lambda arrival: arrival.link.index not in suspected)  # stable: order per link
         left: list[Arrival] = []  # in the order in which they came
-        with self._dispatcher.nothing_inline():
+        with self._dispatcher.local.carried_over():
             for number, arrival in enumerate(ordered):
                 if arrival.link in self.blocked:
                     left.append(arrival)

@@ -15,8 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -30,7 +29,8 @@ from actors.hosted import Context, Hosted
 from actors.inlets import Inlet
 from actors.letter_commands import Effect, effect
 from actors.links import Arrival
-from actors.outgoing import EncodedRun, Lane, Outgoing
+from actors.local_messages import LocalMessages
+from actors.outgoing import EncodedRun, Outgoing
 from actors.plan import Plan
 from actors.resume import SESSION
 from actors.views import Views
@@ -38,14 +38,8 @@ from bus import Field
 from persist.errors import JournalFull
 from persist.format import DeadLetter
 
-# Messages between handlers of the worker in one transaction, their bytes, and how long they may go on when the time of
-# the batch is up; the rest is carried over.
-INLINE_LIMIT = 10_000
-INLINE_BYTES = 8 << 20
-INLINE_NS = 80_000_000
 # After which a batch is committed, so that the control lane is looked at however slow handlers are.
 BATCH_NS = 20_000_000
-LOCAL_STRIDE = 16  # of them from one look at the clock to the next
 LOOP_PAUSE = 0.01  # before the next call of an on_loop that sent nothing and did not say
 
 
@@ -89,9 +83,7 @@ class Dispatcher:
         self._progress = context.progress
         self._began = (0, 0)  # (peer index, seq) of the last message of the run at hand
         self._route = 0  # of that run
-        self._inline = INLINE_LIMIT
-        self._budget = INLINE_LIMIT
-        outgoing.full = self._full
+        self.local = LocalMessages(outgoing, endpoint.me, inlets, context, self._enter)
         self._until = 0
         self._handled = 0  # messages, in the transaction at hand
         self._removed: list[tuple[int, int]] = []  # dead letters, by the transaction at hand
@@ -279,7 +271,7 @@ class Dispatcher:
         call(message)
         # failpoint: handler-after
         if self._outgoing.local:
-            self._drain_local()
+            self._handled += self.local.drain(self._until)
             self._enter(hosted)  # what is left to be done, is done for this one
         self._handled += 1
         link.inbound.stage(first)
@@ -324,7 +316,7 @@ class Dispatcher:
             call(message)
             # failpoint: handler-after
             if local:
-                self._drain_local()
+                self._handled += self.local.drain(self._until)
                 if single:
                     self._enter(single[0])
         return progress.done
@@ -345,13 +337,13 @@ class Dispatcher:
                 # failpoint: batch-before
                 call(given)
                 # failpoint: batch-after
-                self._drain_local()
+                self._handled += self.local.drain(self._until)
                 self._context.many = False
             else:
                 each = inlet.codec.each(given)
                 for message in self._progress.begin(each, first, sys.maxsize, inlet.exact):
                     call(message)
-                    self._drain_local()
+                    self._handled += self.local.drain(self._until)
                     self._enter(hosted)
         return count
 
@@ -401,15 +393,6 @@ class Dispatcher:
             self._outgoing.add(run)
         self._answers.tell(arrival.first, done.problems)
 
-    @contextmanager
-    def nothing_inline(self) -> Iterator[None]:
-        """Messages to handlers of this worker are carried over."""
-        self._inline = self._budget = 0
-        try:
-            yield
-        finally:
-            self._inline = self._budget = INLINE_LIMIT
-
     def _call(self, inlet: Inlet, message: Any) -> None:
         fresh = message
         for number, (hosted, call) in enumerate(inlet.calls):
@@ -418,56 +401,6 @@ class Dispatcher:
                 fresh = inlet.codec.decode_one(inlet.codec.encode_one(message))
             self._enter(hosted)
             call(fresh)
-
-    def _drain_local(self) -> None:
-        """Messages to handlers of this worker, in the same transaction, unless older ones are still carried over."""
-        local, me = self._outgoing.local, self._endpoint.me
-        if me.outbound.assigned != me.inbound.seen:
-            return
-        handled, turns, context = 0, 0, self._context
-        before, context.local = context.local, True
-        while local and self._budget > 0:
-            turns += 1
-            if turns % LOCAL_STRIDE == 0 and time.monotonic_ns() > self._until + INLINE_NS:
-                self._budget = 0
-                break
-            self._budget -= 1
-            lane, message = local.popleft()
-            inlet = self._inlets[lane.route]
-            if inlet.batched:
-                handled += self._local_batch(inlet, lane, message)
-            else:
-                for hosted, call in inlet.calls:
-                    self._enter(hosted)
-                    call(message if lane.codec.late else inlet.codec.decode_one(message))
-                handled += 1
-            # failpoint: local-handled
-        context.local = before
-        self._handled += handled
-
-    def _full(self) -> None:
-        """So much was sent that the rest of the run at hand is for the next transaction. What was sent within the
-        worker is handled with it all the same, unless it becomes ever more."""
-        self._progress.finish()
-        if self._outgoing.between >= INLINE_BYTES:
-            self._budget = 0
-
-    def _local_batch(self, inlet: Inlet, lane: Lane, message: Any) -> int:
-        """This one, and those of the same route right behind it."""
-        local = self._outgoing.local
-        messages = [message]
-        while self._budget > 0 and local and local[0].lane is lane:
-            messages.append(local.popleft().message)
-            self._budget -= 1
-        for hosted, call, batch in inlet.together:
-            fresh = messages[:] if lane.codec.late else [inlet.codec.decode_one(one) for one in messages]
-            self._enter(hosted)
-            if batch:
-                call(fresh)
-            else:
-                for one in fresh:
-                    call(one)
-        return len(messages)
 
     # ------------------------------------------------------------------------------------------------ transactions
     def prepare(self) -> Prepared:
@@ -518,7 +451,7 @@ class Dispatcher:
             self._views.take_back()
         self._removed = []
         self._handled = 0
-        self._budget = self._inline
+        self.local.renew()
 
     def rollback(self) -> None:
         """As after the last commit. Handlers that took part are made anew from their committed state."""
@@ -546,7 +479,7 @@ class Dispatcher:
                 # failpoint: source-called
                 silent = outgoing.sent == before
                 if outgoing.local:
-                    self._drain_local()
+                    self._handled += self.local.drain(self._until)
                     self._enter(hosted)
                 if pause is None and silent:
                     pause = LOOP_PAUSE

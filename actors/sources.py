@@ -51,7 +51,7 @@ class Sources:
         try:
             # A message to a handler of this worker that fails, or kills it, is to be found out as such, not as the
             # source's own failure: it becomes a transaction of its own.
-            with self._dispatcher.nothing_inline() if careful else nullcontext():
+            with self._dispatcher.local.carried_over() if careful else nullcontext():
                 prepared, pause = self._dispatcher.run_source(hosted, calls, now + LOOP_SECONDS)
         except Exception as error:
             hosted.failures += 1

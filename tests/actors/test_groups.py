@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from actors import ExitStatus, Handler, Message, StartFailed, State, System, Topology, events, handle
-from actors.dispatch import INLINE_LIMIT
+from actors.local_messages import INLINE_LIMIT
 from actors.system_errors import UnknownWorker
 from bus import Field, WorkerState
 from tests.actors.waiting import until

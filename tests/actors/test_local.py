@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from actors import ExitStatus, Handler, Message, NothingToReply, State, System, Topology, handle
-from actors.dispatch import INLINE_BYTES
+from actors.local_messages import INLINE_BYTES
 from actors.outgoing import HEAVY_BYTES
 from actors.predecessor import take_over
 from actors.rundir import RunDirectory

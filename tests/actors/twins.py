@@ -605,7 +605,12 @@ class Twin:
             "settled": (dispatcher.settled, endpoint.settled),
             "context": (context.flags, context.replied, context.stop, context.end, context.many, context.local),
             "progress": (context.peer, context.seq, context.handler),
-            "transaction": (dispatcher._handled, dispatcher._budget, dispatcher._removed, len(dispatcher._touched)),
+            "transaction": (
+                dispatcher._handled,
+                dispatcher.local.budget,
+                dispatcher._removed,
+                len(dispatcher._touched),
+            ),
             "began": (dispatcher._began, dispatcher._route),
             "outgoing": (bool(outgoing), len(outgoing._open), len(outgoing._used), outgoing.sent),
             "states": {one.name: one.whole() for one in dispatcher.hosted if one.stateful},

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from actors import careful, codec_runs, dispatch, endpoint, hosted, polling, wiring, worker
+from actors import careful, codec_runs, dispatch, endpoint, hosted, local_messages, polling, wiring, worker
 from actors import system as system_module
 from actors.claims import Claims
 from actors.codec import FLAG_ASK, StateCodec
@@ -88,7 +88,8 @@ def simulated(scene: Scene, clock: Clock) -> Iterator[None]:
         mock.patch.object(journal_module, "DirectoryLock", lambda *given: current().lock(*given)),
         mock.patch.object(writer_module, "AHEAD_BYTES", 2048),
         mock.patch.object(wiring, "attach_ring", lambda *given: current().ring(*given)),
-        mock.patch.multiple(dispatch, time=clock, INLINE_LIMIT=scene.inline_limit),
+        mock.patch.object(dispatch, "time", clock),
+        mock.patch.multiple(local_messages, time=clock, INLINE_LIMIT=scene.inline_limit),
         mock.patch.object(progress, "time", clock),
         mock.patch.object(careful, "time", clock),
         mock.patch.object(polling, "time", clock),
