@@ -108,7 +108,7 @@ class ForkServer:
         """End it if it was launched ahead and nobody has asked it for a process."""
         with self._lock:
             if self.ahead:
-                self.stop(0.0 if self._untold else CLEANING)  # nothing of the user's runs in it before it is told
+                self.stop(CLEANING)
 
     def request(self, fds: Sequence[int], packet: bytes = NOW) -> None:
         """Ask for a process, as `forking` has it: one that is needed NOW, or a SPARE. The descriptors are copied."""

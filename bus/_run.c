@@ -370,13 +370,19 @@ static int is_bare(PyTypeObject *type, Py_ssize_t field_count)
 #ifdef Py_GIL_DISABLED
     return 0;
 #endif
-    PyObject *found = PyObject_GetAttrString((PyObject *)type, "__basicsize__");
-    const Py_ssize_t size = found == NULL ? -1 : PyLong_AsSsize_t(found);
-    Py_XDECREF(found);
-    if (size < 0)
-        return -1;
-    return size == (Py_ssize_t)(sizeof(PyObject) + (size_t)field_count * sizeof(PyObject *)) &&
-           PyType_GetSlot(type, Py_tp_finalize) == NULL && PyType_GetSlot(type, Py_tp_del) == NULL;
+    /* A dict or weak references that the interpreter manages are no part of the size. */
+    static const char *const names[] = {"__basicsize__", "__dictoffset__", "__weakrefoffset__"};
+    const Py_ssize_t bare[] = {(Py_ssize_t)(sizeof(PyObject) + (size_t)field_count * sizeof(PyObject *)), 0, 0};
+    for (int index = 0; index < 3; index++) {
+        PyObject *found = PyObject_GetAttrString((PyObject *)type, names[index]);
+        const Py_ssize_t value = found == NULL ? -1 : PyLong_AsSsize_t(found);
+        Py_XDECREF(found);
+        if (value == -1 && PyErr_Occurred())
+            return -1;
+        if (value != bare[index])
+            return 0;
+    }
+    return PyType_GetSlot(type, Py_tp_finalize) == NULL && PyType_GetSlot(type, Py_tp_del) == NULL;
 }
 
 static int read_field(Unpacker *self, MadeField *field, PyObject *given)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 SHM = Path("/dev/shm")
-GRACE = 30.0  # seconds for processes that were told to end to be gone; who goes at all goes sooner
+GRACE = 10.0  # seconds for processes that were told to end to be gone; who goes at all goes sooner
 
 # What a property says of an input has nothing to do with how long the machine takes for it.
 settings.register_profile("ringleader", deadline=None, suppress_health_check=[HealthCheck.too_slow])

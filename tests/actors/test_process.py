@@ -375,7 +375,7 @@ def test_workers_are_gone_when_the_supervisor_is_killed(extra: str) -> None:
             run.kill()
             if fork is not None:
                 os.kill(fork, signal.SIGKILL)
-            dead_within([*servers, *pids], 10)
+            dead_within([*servers, *pids], 5)
 
 
 FORKED = """

@@ -335,13 +335,13 @@ def test_a_hung_supervisor_is_told(fake: Fake) -> None:
     system.board.set(BoardCell.SUPERVISOR_HEARTBEAT_NS, time.monotonic_ns() - 30 * SECOND)
     status = read_status(system.path)
     assert status.summary == "running, supervisor hung"
-    assert status.notes[0].startswith(f"the supervisor (process {os.getpid()}) hangs: no heartbeat for 3")
+    assert re.match(rf"the supervisor \(process {os.getpid()}\) hangs: no heartbeat for 3\d s", status.notes[0])
 
 
 def test_a_hung_gateway_is_told(fake: Fake) -> None:
     system = fake()
     system.fill(GATEWAY, HEARTBEAT_NS=time.monotonic_ns() - 30 * SECOND, STARTED_NS=0)
-    assert read_status(system.path).notes[0].startswith("the gateway hangs: no heartbeat for 3")
+    assert re.match(r"the gateway hangs: no heartbeat for 3\d s", read_status(system.path).notes[0])
 
 
 @pytest.mark.parametrize("state", ["STARTING", "DRAINING", "STOPPING"])
