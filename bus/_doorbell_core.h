@@ -63,8 +63,10 @@ static inline struct timespec bell_span(double seconds)
     return span;
 }
 
-/* Sleeps while the word is armed, at most so long; a signal ends it early. 0 or an errno. */
+/* Sleeps while the word is armed, at most so long; a signal ends it early. 0 or an errno. Without a futex a signal that
+ * comes between two short sleeps ends nothing: who waits longer than SLICE has to look for signals in between. */
 #ifdef HAVE_FUTEX
+#define SLICE 3600.0
 static inline int bell_sleep(uint32_t *word, double seconds)
 {
     struct timespec span = bell_span(seconds);
@@ -76,6 +78,7 @@ static inline int bell_sleep(uint32_t *word, double seconds)
 
 static inline void bell_wake(uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0); }
 #else
+#define SLICE 0.05
 #define SHORT_SLEEP 0.0002
 #define LONGEST_SLEEP 0.002
 

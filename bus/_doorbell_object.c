@@ -110,23 +110,27 @@ static PyObject *Doorbell_wait(Doorbell *bell, PyObject *args)
     if (!isfinite(timeout))
         return PyErr_Format(PyExc_ValueError, "a wait has to be bounded, not %R", args);
     uint32_t *word = bell->word;
-    if (timeout > 0 && bell_armed(word)) {
-        int status;
-        bell->waiting++; /* keeps the word mapped */
+    const double until = bell_now() + (timeout < LONGEST_WAIT ? timeout : LONGEST_WAIT);
+    int status = 0;
+    bell->waiting++; /* keeps the word mapped */
+    for (double left = timeout; left > 0 && status == 0 && bell_armed(word); left = until - bell_now()) {
         Py_BEGIN_ALLOW_THREADS
-        status = bell_sleep(word, timeout < LONGEST_WAIT ? timeout : LONGEST_WAIT);
+        status = bell_sleep(word, left < SLICE ? left : SLICE);
         Py_END_ALLOW_THREADS
-        if (status == EINTR) {
+        const int interrupted = status == EINTR;
+        if (status == 0 || interrupted) {
             status = PyErr_CheckSignals();
-        } else if (status != 0) {
+            if (interrupted)
+                break;
+        } else {
             errno = status;
             PyErr_SetFromErrno(PyExc_OSError);
             status = -1;
         }
-        bell->waiting--;
-        if (status < 0)
-            return NULL;
     }
+    bell->waiting--;
+    if (status < 0)
+        return NULL;
     return PyBool_FromLong(!bell_armed(word));
 }
 
