@@ -58,7 +58,7 @@ def _guard(server: int, lifeline: int) -> None:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                os._exit(0)
+                return  # the end of the lifeline came first, and who waited for it there goes on
             if pid == server:
                 _sweep(_as_shell(status))
             if not pid:
