@@ -1,3 +1,4 @@
+import os
 import threading
 from typing import Any
 
@@ -432,8 +433,13 @@ def test_start_and_run_hand_over_to_the_system(monkeypatch):
 
     calls: list[Any] = []
     monkeypatch.setattr(launch, "start", lambda topology, **options: calls.append(("start", topology, options)))
-    monkeypatch.setattr(launch, "run", lambda topology: calls.append(("run", topology)))
+    monkeypatch.setattr(launch, "run", lambda topology, told: calls.append(("run", topology, told)))
+    monkeypatch.setenv("NOTIFY_SOCKET", "@manager")
     topology = trades()
     topology.start(timeout=1)
     topology.run()
-    assert calls == [("start", topology, {"timeout": 1, "observer": None}), ("run", topology)]
+    assert calls == [
+        ("start", topology, {"timeout": 1, "observer": None}),
+        ("run", topology, {"NOTIFY_SOCKET": "@manager"}),
+    ]
+    assert "NOTIFY_SOCKET" not in os.environ
