@@ -255,18 +255,9 @@ class Dispatcher:
             return False  # `_handle` tells what is wrong
         # failpoint: run-decoded
         hosted, call = inlet.alone
-        context, cells = self._context, self._cells
-        context.peer, context.flags, context.replied, context.many = link.name, 0, False, False
-        context.local = False
-        context.handler = hosted.name
-        self._touched.add(hosted)
-        self._began = link.index, first
-        self._route = arrival.route
-        self._progress.tell(first)
-        cells[Field.BUSY_MANY] = 0
-        cells[Field.BUSY_PEER] = link.index + 1
+        self._begin(arrival, first)
         # failpoint: message-begun
-        cells[Field.BUSY_HANDLER] = hosted.index + 1
+        self._enter(hosted)
         # failpoint: handler-before
         call(message)
         # failpoint: handler-after

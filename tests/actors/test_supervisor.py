@@ -621,9 +621,7 @@ def test_doorbells_are_rung_with_every_order() -> None:
         bell.arm()
         request()
         rig.turn()
-        started = time.monotonic()
-        bell.wait(60.0)
-        assert time.monotonic() - started < 30.0
+        assert bell.wait(60.0), "it is rung, and not over"
 
 
 def test_worker_that_dies_while_draining_is_restarted_and_must_acknowledge_itself() -> None:
