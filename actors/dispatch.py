@@ -255,9 +255,19 @@ class Dispatcher:
             return False  # `_handle` tells what is wrong
         # failpoint: run-decoded
         hosted, call = inlet.alone
-        self._begin(arrival, first)
+        # As `_begin` and `_enter` do it, which would make the whole of a lone message a tenth slower.
+        context, cells = self._context, self._cells
+        context.peer, context.flags, context.replied, context.many = link.name, 0, False, False
+        context.local = False
+        context.handler = hosted.name
+        self._touched.add(hosted)
+        self._began = link.index, first
+        self._route = arrival.route
+        self._progress.tell(first)
+        cells[Field.BUSY_MANY] = 0
+        cells[Field.BUSY_PEER] = link.index + 1
         # failpoint: message-begun
-        self._enter(hosted)
+        cells[Field.BUSY_HANDLER] = hosted.index + 1
         # failpoint: handler-before
         call(message)
         # failpoint: handler-after
