@@ -133,6 +133,7 @@ class Hosted:
                 return None, state.changes()
             if self._codec is None:
                 return None, []
+            self._pending = b""  # there may be one of a transaction that was rolled back
             encoded = self._codec.encode(state)
             if encoded == self._committed:
                 return None, []
