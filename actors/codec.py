@@ -138,8 +138,8 @@ class RunCodec:
             return b"\x91" + encoded[0]
         return b"".join((array_header(len(encoded)), *encoded))
 
-    def decode_run(self, body: bytes | memoryview) -> list[Any]:
-        """The messages of a run that another process wrote. BadRecord if it is not a run of this class."""
+    def decode_run(self, body: bytes | memoryview) -> Any:
+        """The messages of a run that another process wrote, a sequence. BadRecord if it is not a run of this class."""
         try:
             return self._decode(body)
         except msgspec.MsgspecError as error:
@@ -192,10 +192,9 @@ class RunCodec:
                 self.check_run(self.join([encoded]))  # tells what is wrong
         return encoded if len(encoded) <= in_ring else Large("", (encoded,))
 
-    def each(self, messages: Any) -> list[Any]:
+    def each(self, messages: Any) -> Any:
         """What `decode_run` returned, one by one."""
-        found: list[Any] = messages
-        return found
+        return messages
 
     def calling(self, method: Callable[[Any], object], batch: bool) -> Callable[[Any], object]:
         """What is called with each of what `decode_run` returned, or with a list of them, for a handler's method."""

@@ -304,7 +304,7 @@ class Dispatcher:
         # failpoint: run-staged
         return done == len(messages)
 
-    def _handle_each(self, inlet: Inlet, messages: list[Any], first: int) -> int:
+    def _handle_each(self, inlet: Inlet, messages: Any, first: int) -> int:
         """One by one until time is up; returns how many. The hot loop: what a message costs is decided here."""
         each = inlet.codec.each(messages)
         progress, local = self._progress.begin(each, first, self._until, inlet.exact), self._outgoing.local
@@ -322,7 +322,7 @@ class Dispatcher:
                     self._enter(single[0])
         return progress.done
 
-    def _handle_together(self, inlet: Inlet, arrival: Arrival, messages: list[Any], first: int) -> int:
+    def _handle_together(self, inlet: Inlet, arrival: Arrival, messages: Any, first: int) -> int:
         """All of them at once by batch handlers. The last one is in progress until then: who looks for the cause of a
         death begins with the first."""
         count = len(messages)
