@@ -16,6 +16,7 @@ reached later, never earlier.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import traceback
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ from persist.format import DeadLetter
 
 if TYPE_CHECKING:
     from actors.dispatch import Dispatcher
+
+log = logging.getLogger("ringleader")
 
 FULL_PAUSE = 0.1  # before what found no room on the disk is tried again
 REASON_LIMIT = 1024  # characters of what an exception says, in a dead letter and in an answer
@@ -259,6 +262,9 @@ class Careful:
         # failpoint: dead-letter-made
         self._dispatcher.commit(self._dispatcher.prepare(), [letter])
         # failpoint: dead-letter-buried
+        id_, tried = f"{arrival.link.name}/{seq}", f"{letter.attempts} attempt{'' if letter.attempts == 1 else 's'}"
+        what, to = letter.type or f"route {arrival.route}", letter.handler or "nobody"
+        log.warning("message %s, a %s to %s, became a dead letter after %s: %s", id_, what, to, tried, reason)
 
     def _last_death(self) -> str:
         """What the supervisor kept of the death that used up the attempts, or of a later one."""
