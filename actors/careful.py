@@ -16,6 +16,7 @@ reached later, never earlier.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import traceback
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ from persist.format import DeadLetter
 if TYPE_CHECKING:
     from actors.dispatch import Dispatcher
 
+log = logging.getLogger("ringleader")
+
+FULL_TOLD = 30.0  # seconds between two warnings about it
 FULL_PAUSE = 0.1  # before what found no room on the disk is tried again
 REASON_LIMIT = 1024  # characters of what an exception says, in a dead letter and in an answer
 DETAIL_LIMIT = 8192  # bytes of a traceback kept with a dead letter
@@ -72,6 +76,7 @@ class Careful:
         self._default = Tolerance(max_attempts)
         self._routes = routes  # of the topology
         self._full: set[Link] = set()  # those of `blocked` that wait for room on the disk
+        self._full_told_at = -FULL_TOLD
         self._counted = set(attempts)  # durably
         self._waiting: dict[Link, tuple[bool, float, int]] = {}  # ordered, until, seq: what waits for its time
         self._failed_at: dict[Key, float] = {}  # or when this incarnation learned of it
@@ -119,8 +124,9 @@ class Careful:
                 for seq, raw in enumerate(self._raws(arrival)[skip:], arrival.first + skip):
                     try:
                         waits = not self._alone(arrival, seq, bytes(raw))
-                    except JournalFull:
+                    except JournalFull as error:
                         self._dispatcher.rollback()
+                        self._tell_full(f"{arrival.link.name}/{seq}", error)
                         self.crowded = waits = True
                         self._full.add(arrival.link)
                         self._block(arrival.link, time.monotonic() + FULL_PAUSE)
@@ -233,6 +239,15 @@ class Careful:
             cells[Field.RETRY_AT_NS], cells[Field.RETRY_ORDERED] = int(until * 1e9), ordered
             cells[Field.RETRY_PEER] = link.index + 1
 
+    def _tell_full(self, message_id: str, error: JournalFull) -> None:
+        """Where there is a journal the status has an alarm: what is full there gets room when others consume."""
+        now = time.monotonic()
+        if self._endpoint.journal is None and now >= self._full_told_at + FULL_TOLD:
+            self._full_told_at = now
+            log.warning(
+                "message %s waits, and all behind it: there is no room for what it sends: %s", message_id, error
+            )
+
     def _block(self, link: Link, until: float) -> None:
         self.blocked[link] = max(until, self.blocked.get(link, until))
 
@@ -259,6 +274,9 @@ class Careful:
         # failpoint: dead-letter-made
         self._dispatcher.commit(self._dispatcher.prepare(), [letter])
         # failpoint: dead-letter-buried
+        id_, tried = f"{arrival.link.name}/{seq}", f"{letter.attempts} attempt{'' if letter.attempts == 1 else 's'}"
+        what, to = letter.type or f"route {arrival.route}", letter.handler or "nobody"
+        log.warning("message %s, a %s to %s, became a dead letter after %s: %s", id_, what, to, tried, reason)
 
     def _last_death(self) -> str:
         """What the supervisor kept of the death that used up the attempts, or of a later one."""

@@ -93,6 +93,11 @@ class UnroutedMessage(SenderError):
     def __str__(self) -> str:
         short = self.type.rpartition(".")[2]
         known = ", ".join(self.routed) or "nothing"
+        if short == "ndarray":
+            return (
+                f"handler {self.handler!r} sent an array, which is no message: rows of a fixed message are sent by"
+                f" `with self.reserve(Tick, len(array)) as rows: rows[:] = array` (it routes {known})"
+            )
         return (
             f"handler {self.handler!r} sent a {self.type}, which the topology routes nowhere from there (it routes"
             f" {known}): add topology.route({self.handler!r}, {short}, to=...)"

@@ -348,6 +348,9 @@ def _not_a_message(type_: Any, coded: Container[type]) -> str | None:
         return f"it takes {type_text(type_)}: put @handle(batch=True) above it to get several"
     if isinstance(type_, _NotAList):
         text = getattr(type_.declared, "__name__", None) or repr(type_.declared)
+        if is_fixed(type_.declared) or type_.declared is Rows:
+            of = "Tick" if type_.declared is Rows else text
+            return f"it is a batch handler and takes {text}: declare rows, as in `ticks: Rows[{of}]`"
         return f"it is a batch handler and takes {text}: declare a list, as in `trades: list[Trade]`"
     if typing.get_origin(type_) is list:
         return f"it takes {type_!r}, which is not a Message class: put @handle(batch=True) above it to get several"

@@ -194,6 +194,10 @@ def kind_of(type_: Any) -> tuple[str, int | None]:
             raise BadField("an array has one dimension, and items of one kind")
         kind = kinds.pop()[0]
         if ... not in typing.get_args(plain):
+            if marks and _count(marks, "a tuple", "tuple[f8, f8]") != len(items):
+                raise BadField(
+                    f"{marks[0]!r} of a tuple with {len(items)} items: drop it, or declare it as tuple[f8, ...]"
+                )
             return kind, len(items)
         return kind, _count(marks, "a tuple", "Annotated[tuple[f8, ...], Size(4)]")
     if len(marks) == 1 and isinstance(marks[0], Scalar):

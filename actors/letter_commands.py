@@ -16,7 +16,9 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from actors.codec import FLAG_CLAIM, FLAG_REQUEUED, array_header
+from actors.fixed_runs import NAME as FIXED
 from actors.outgoing import EncodedRun
+from actors.sealed import is_sealed, unseal
 from actors.tickets import ticket_in
 from persist.format import DeadLetter
 
@@ -73,13 +75,20 @@ def effect(
             continue
         if command.action == "requeue":
             if letter.route not in handled:
-                found.problems.append(UNHANDLED)
+                found.problems.append(unhandled(letter.body))
                 continue
             found.runs.append(EncodedRun(letter.route, 1, requeued_flags(letter.body), (me,), requeued(letter.body)))
         del known[place]
         found.removed.append((letter.peer, letter.seq))
         found.problems.append("")
     return found
+
+
+def unhandled(body: bytes) -> str:
+    """Why a message is not requeued whose route does not end at the worker: the layout of rows belongs to the route."""
+    if ticket_in(body) is None and is_sealed(body) and unseal(body).codec == FIXED:
+        return f"{UNHANDLED}, or in another layout: `ringleader dead-letters show --payload` has its fields"
+    return UNHANDLED
 
 
 def requeued_flags(body: bytes) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from actors.dead_letters import LetterChange, LetterPlace
 from actors.identity import Identity
-from actors.letter_commands import UNHANDLED, UNKNOWN, Action, requeued, requeued_flags
+from actors.letter_commands import UNKNOWN, Action, requeued, requeued_flags, unhandled
 from actors.rundir import RunDirectory, RunDirectoryError
 from persist import Journal, PersistError, Send, Snapshot, Transaction
 from persist.reopen import reopen
@@ -72,7 +72,7 @@ def _change_one(journal: Journal, names: Snapshot, action: Action, place: Letter
             or letter.route >= routes
             or not hosted.intersection(letter.handler.split(","))
         ):
-            return UNHANDLED
+            return unhandled(letter.body)
         me = names.peers.index(place.worker)
         last = dict(names.assigned).get(me, 0) + 1
         change.sends = [Send(letter.route, 1, requeued_flags(letter.body), [(me, last)], requeued(letter.body))]

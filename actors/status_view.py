@@ -80,8 +80,10 @@ def parts(reading: Reading) -> list[RenderableType]:
 
 def letter_parts(letters: DeadLetters) -> list[RenderableType]:
     if not letters.dead_letters:
-        why = "; level memory keeps none on disk" if letters.level == "memory" else ""
-        return [Text(f"{letters.name}: no dead letters{why}")]
+        none = "no dead letters"
+        if letters.level == "memory":
+            none = "level memory keeps no dead letters on disk; `ringleader logs` has what became one, and why"
+        return [Text(f"{letters.name}: {none}")]
     table = _table("", "id", "worker", "type", ">size", "from", "to", ">attempts", "time", "reason")
     shown: list[RenderableType] = [table]
     for letter in letters.dead_letters:

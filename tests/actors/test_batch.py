@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from actors import ExitStatus, Handler, Message, State, System, Topology, handle
+from actors import ExitStatus, FixedMessage, Handler, Message, Rows, State, System, Topology, handle
+from actors.fixed import f8
 from actors.handler import describe
 from bus import Field
 from persist import read
 
 from .waiting import until
+
+
+class Row(FixedMessage):
+    it: f8
 
 
 class Number(Message):
@@ -218,6 +223,8 @@ def test_what_cannot_be_a_batch_handler_is_told() -> None:
     assert problems(Number)[0] == (
         "on_it: it is a batch handler and takes Number: declare a list, as in `trades: list[Trade]`"
     )
+    assert problems(Row) == ["on_it: it is a batch handler and takes Row: declare rows, as in `ticks: Rows[Row]`"]
+    assert problems(Rows)[0].endswith("takes Rows: declare rows, as in `ticks: Rows[Tick]`")
     assert problems(tuple[Number, ...])[0].startswith("on_it: it is a batch handler and takes tuple: declare a list")
     assert problems(list)[0].startswith("on_it: it is a batch handler and takes list: declare a list")
     assert problems(list[int])[0].startswith("on_it: it takes int, which is not a Message class")

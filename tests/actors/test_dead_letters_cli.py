@@ -275,6 +275,8 @@ def test_at_level_memory_letters_are_named_with_their_worker(home: Path, monkeyp
                 result = ringleader("requeue", "quick", *wrong)
                 assert (result.exit_code, "level memory keeps no dead letters on disk" in result.stderr) == (2, True)
             assert ringleader("requeue", "quick", "gateway/1", "--worker", "stats").exit_code == 0
+            listed = " ".join(ringleader("list", "quick").stdout.split())
+            assert "level memory keeps no dead letters on disk; `ringleader logs` has what became one" in listed
     finally:
         fake.unlink()
     assert asked == [("requeue", [("stats", "gateway", 1)], 30.0)]

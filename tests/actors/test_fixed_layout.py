@@ -165,6 +165,7 @@ def test_what_is_no_layout_is_not_read_as_one(text: str) -> None:
         (tuple[f8, ...], "a tuple has no size"),
         (tuple[f8, u4], "items of one kind"),
         (Annotated[tuple[tuple[f8, f8], ...], Size(2)], "one dimension"),
+        (Annotated[tuple[f8, f8], Size(3)], "Size(count=3) of a tuple with 2 items"),
         (f8 | None, "has no fixed layout"),
     ],
 )

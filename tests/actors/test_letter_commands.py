@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from actors.codec import FLAG_REQUEUED, unpack_header
 from actors.codec import pack_header as header
+from actors.fixed_runs import elements
 from actors.letter_commands import AT_ONCE, UNHANDLED, UNKNOWN, Command, commands, effect
 from persist import DeadLetter
 
@@ -49,6 +50,16 @@ def test_what_is_not_there_or_no_longer_handled_is_left_as_it_is() -> None:
     assert found.problems == [UNHANDLED, UNKNOWN, UNKNOWN, "", UNKNOWN]
     assert found.removed == [(0, 1)]
     assert len(found.runs) == 1
+
+
+def test_rows_that_are_no_longer_handled_may_have_another_layout() -> None:
+    row = next(elements(b"\x01234567" + b"a row...", 1))
+    found = effect(
+        body("requeue", ("feed", 2)), [msgspec.structs.replace(letter(1, 2, route=9), body=row)], PEERS, HANDLED, ME
+    )
+    (problem,) = found.problems
+    assert problem.startswith(f"{UNHANDLED}, or in another layout: ")
+    assert found.removed == []
 
 
 @pytest.mark.parametrize("wrong", [b"", b"\x01", body("burn", ("feed", 1)), msgspec.msgpack.encode(("drop",))])

@@ -66,6 +66,8 @@ class Talker(Handler):
                 logging.getLogger("tests.logged.loud").debug("wanted")
                 self.reply(Done(int(log.isEnabledFor(logging.DEBUG))))
                 return
+            case "raise":
+                raise ValueError("no good")
             case "die":
                 if do.n:  # once
                     log.warning("last words of %d", os.getpid())
@@ -181,6 +183,21 @@ def test_records_of_workers_reach_the_program_with_worker_handler_and_message(di
     events = [line.extra.get("event") for line in lines(directory) if line.logger == "ringleader"]
     assert events[0] == "SystemStarted"
     assert events[-1] == "SystemStopped"
+
+
+@pytest.mark.parametrize("level", ["memory", "process"])
+def test_a_message_that_is_given_up_is_told_with_its_reason(
+    directory: Path, caplog: pytest.LogCaptureFixture, level: str
+) -> None:
+    with talking(directory, durability=level, max_attempts=2).start() as system:
+        system.send("talker", Do("raise"))
+        assert do(system, "say", 1) == 1
+    (record,) = [one for one in caplog.records if "dead letter" in one.getMessage()]
+    assert record.getMessage() == (
+        f"message gateway/1, a {__name__}.Do to talker, became a dead letter after 2 attempts: ValueError: no good"
+    )
+    assert (record.name, record.levelname, record.worker) == ("ringleader", "WARNING", "booth")  # type: ignore[attr-defined]
+    assert record.getMessage() in [line.message for line in lines(directory)]
 
 
 def test_workers_send_only_what_the_program_wants(directory: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

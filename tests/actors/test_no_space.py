@@ -254,6 +254,42 @@ BLOCKED = """
 """
 
 
+LARGE = """
+    import sys, time
+    from actors import Handler, Message, Topology, handle
+
+    class Make(Message):
+        size: int
+
+    class Made(Message):
+        filling: bytes
+
+    class Maker(Handler):
+        @handle
+        def on_make(self, make: Make) -> None:
+            self.send(Made(bytes(make.size)))
+
+    class Sink(Handler):
+        @handle
+        def on_made(self, made: Made) -> None: ...
+
+    app = Topology("large", directory=sys.argv[1], durability="memory")
+    app.worker("a", maker=Maker)
+    app.worker("b", sink=Sink)
+    app.external("maker", Make)
+    app.route("maker", Made, to="sink")
+
+    if __name__ == "__main__":
+        with app.start() as system:
+            system.send("maker", Make(64 << 20))
+            deadline = time.monotonic() + 30
+            while "waits" not in open(sys.argv[1] + "/log.jsonl").read():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            system.stop(drain=False)
+"""
+
+
 def run(folder: Path, mounts: dict[Path, str], text: str = SCRIPT) -> subprocess.CompletedProcess[str]:
     """The script in a mount namespace where these directories are file systems of these sizes."""
     script = folder / "script.py"
@@ -304,3 +340,13 @@ def test_what_only_consumes_goes_on_in_a_worker_whose_sends_find_no_room(folder:
     assert ended.stderr == ""
     assert ended.stdout.splitlines() == ["blocked: True True", "dead: 0"]
     assert ended.returncode == ExitStatus.OK
+
+
+def test_a_message_that_finds_no_room_in_shared_memory_waits_and_says_so(folder: Path) -> None:
+    ended = run(folder, {Path("/dev/shm"): "16m"}, LARGE)
+    assert ended.returncode == 0, ended.stderr
+    assert (
+        "message gateway/1 waits, and all behind it: there is no room for what it sends: no room on disk for"
+        in ended.stderr
+    )
+    assert ended.stderr.count("waits") == 1

@@ -179,6 +179,12 @@ def test_bytes_that_could_change_are_encoded_as_they_were(packs: bool) -> None:
     assert one.leave()[1] == [(1, msgspec.msgpack.encode([part])) for part in (b"first", b"as it was", b"last")]
 
 
+def test_an_array_that_is_sent_is_told_how_rows_are() -> None:
+    error = UnroutedMessage("feed", "ndarray", ("Tick",))
+    assert "feed" in str(error)
+    assert "rows of a fixed message are sent by `with self.reserve(" in str(error)
+
+
 @packs
 def test_a_type_without_a_route_is_told_with_those_that_have_one(packs: bool) -> None:
     class Nowhere(Message):

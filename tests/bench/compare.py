@@ -23,7 +23,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import catalogue
+from tests.bench import arguments, catalogue
 from tests.bench.compared import AGREEING, Compared
 from tests.bench.machine import ROOT, load
 from tests.bench.measure import Case, Series
@@ -181,10 +181,13 @@ def table(found: Sequence[Compared], base: str) -> Table:
     return shown
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Returns 0; 1 if a case failed on this checkout; 2 if there was nothing to compare; 130 after an interrupt."""
-    options = _options(arguments)
+    options = _options(given)
     cases = [case for case in catalogue.chosen(options.only, options.skip) if case.ours and not case.missing]
+    if problem := arguments.no_case(cases, options.only, options.skip):
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of everything that is to be undone
     progress = Console(stderr=True)
     began = load()
@@ -220,17 +223,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(one.failed for one in found))
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _options(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.compare", description="Two revisions in turns.")
     parser.add_argument("base", help="the revision that this checkout is compared with")
-    parser.add_argument("--runs", type=int, default=None, help=f"how often each case is measured ({RUNS}; quick: 1)")
+    parser.add_argument(
+        "--runs", type=arguments.runs, default=None, help=f"how often each case is measured ({RUNS}; quick: 1)"
+    )
     parser.add_argument("--quick", action="store_true", help="everything once, with small counts")
-    parser.add_argument("--fraction", type=float, default=None, help=f"of the usual counts (1; quick: {QUICK})")
+    parser.add_argument(
+        "--fraction", type=arguments.fraction, default=None, help=f"of the usual counts (1; quick: {QUICK})"
+    )
     parser.add_argument("--only", action="append", metavar="TEXT", help="cases with this in their name; repeatable")
     parser.add_argument("--skip", action="append", metavar="TEXT", help="not those with this in their name; repeatable")
     parser.add_argument("--directory", type=Path, help="where journals are made; its disk is what `power` waits for")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds that one run of one case may take")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     options.runs = options.runs or (1 if options.quick else RUNS)
     options.fraction = options.fraction or (QUICK if options.quick else 1.0)
     return options

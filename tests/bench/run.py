@@ -17,7 +17,7 @@ import msgspec
 from rich.console import Console
 
 from actors.process import stop_forkserver
-from tests.bench import catalogue, machine, report, targets
+from tests.bench import arguments, catalogue, machine, report, targets
 from tests.bench.measure import Case, Sampled, Scale, outcomes
 
 RUNS = 5
@@ -41,10 +41,13 @@ def measure(cases: Sequence[Case], scale: Scale, runs: int, say: Callable[[str],
     return sampled
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0, or 1 if a case failed although everything for it is there; 130 after an interrupt."""
-    options = _options(arguments)
+def main(given: Sequence[str] | None = None) -> int:
+    """Returns 0, or 1 if a case failed although everything for it is there; 2: no case is left; 130: interrupted."""
+    options = _options(given)
     chosen = catalogue.chosen(options.only, options.skip)
+    if problem := arguments.no_case(chosen, options.only, options.skip):
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
     if options.list:
         print("\n".join(case.key for case in chosen))
         return 0
@@ -86,18 +89,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(one.failed for one in sampled))
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _options(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="The runtime next to its peers.")
-    parser.add_argument("--runs", type=int, default=None, help=f"how often each case is measured ({RUNS}; quick: 1)")
+    parser.add_argument(
+        "--runs", type=arguments.runs, default=None, help=f"how often each case is measured ({RUNS}; quick: 1)"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke run: everything once, with small counts")
-    parser.add_argument("--fraction", type=float, default=None, help=f"of the usual counts (1; quick: {QUICK})")
+    parser.add_argument(
+        "--fraction", type=arguments.fraction, default=None, help=f"of the usual counts (1; quick: {QUICK})"
+    )
     parser.add_argument("--only", action="append", metavar="TEXT", help="cases with this in their name; repeatable")
     parser.add_argument("--skip", action="append", metavar="TEXT", help="not those with this in their name; repeatable")
     parser.add_argument("--list", action="store_true", help="name the cases and end")
     parser.add_argument("--directory", type=Path, help="where journals are made; its disk is what `power` waits for")
     parser.add_argument("--output", type=Path, default=Path("bench-results"), help="directory of the JSON output")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds that one run of one case may take")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     options.runs = options.runs or (1 if options.quick else RUNS)
     options.fraction = options.fraction or (QUICK if options.quick else 1.0)
     return options

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from tests.bench import journals, report, targets
+from tests.bench import compare, journals, report, targets
 from tests.bench.catalogue import cases
 from tests.bench.channels import sleep_until
 from tests.bench.machine import ROOT
@@ -317,3 +317,24 @@ def test_an_interrupt_ends_it_with_all_that_it_has_started(tmp_path: Path) -> No
 def test_cases_can_be_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list", "--only", "kill", "--only", "idle", "--skip", "edges"]) == 0
     assert capsys.readouterr().out.splitlines() == ["kill to next message/process", "8 idle workers/process"]
+
+
+@pytest.mark.parametrize("program", [main, compare.main])
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--runs", "0"], "0 runs measure nothing"),
+        (["--fraction", "0"], "0 of the usual counts is nothing"),
+        ([], "no case is left by --only 'tel, 3'"),
+    ],
+)
+def test_what_would_measure_nothing_is_told(
+    program: Callable[[Sequence[str]], int], wrong: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["HEAD"] if program is compare.main else []
+    try:
+        code: object = program([*base, "--only", "tel, 3", *wrong])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    assert told in capsys.readouterr().err
