@@ -54,6 +54,7 @@ class WorkerEnd(msgspec.Struct, frozen=True):
     last_death: str
     deaths: int = 0
     gave_up: bool = False
+    dead_letters: int = 0
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):

@@ -207,6 +207,7 @@ def _stopped(path: Path, identity: Identity, ending: Exit) -> SystemStatus:
         deaths={worker: end.deaths for worker, end in ending.workers.items() if end.deaths},
         gave_up=tuple(worker for worker, end in ending.workers.items() if end.gave_up),
         pending_messages=ending.pending,
+        dead_letters={worker: end.dead_letters for worker, end in ending.workers.items() if end.dead_letters},
     )
     return replace(
         _base(path, identity, Condition.STOPPED, summary),

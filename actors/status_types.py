@@ -171,6 +171,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     deaths: dict[str, int] = {}  # worker -> how often
     gave_up: tuple[str, ...] = ()  # workers that were given up
     pending_messages: dict[str, int] = {}  # "sender -> receiver": committed, and not consumed before the end
+    dead_letters: dict[str, int] = {}  # worker -> how many it had at the end
 
 
 class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):

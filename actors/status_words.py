@@ -127,6 +127,9 @@ def ended_notes(ended: Ended) -> tuple[str, ...]:
     if ended.pending_messages:
         waiting = ", ".join(f"{count} on {edge}" for edge, count in ended.pending_messages.items())
         notes.append(f"pending at the end: {waiting}")
+    if ended.dead_letters:
+        told = plural(sum(ended.dead_letters.values()), "dead letter")
+        notes.append(f"{told} at the end, on {', '.join(ended.dead_letters)}: see `ringleader dead-letters list`")
     return tuple(notes)
 
 

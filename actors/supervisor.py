@@ -440,7 +440,9 @@ class Supervisor(Requests):
             dead.poll(max(0.0, deadline - time.monotonic()) * 1000)
             process.close()
         self._watching.close()
-        self._conclude(ExitStatus.OK, "everything was handled")
+        letters = sum(child.block.get(Field.DEAD_LETTERS) for child in self._children.values())
+        told = f", but for {letters} dead letter{'s'[: letters != 1]}" if letters else ""
+        self._conclude(ExitStatus.OK, f"everything was handled{told}")
         self._enter(WorkerState.STOPPED)
         self._publish(events.SystemStopped(self.name, self.status or ExitStatus.OK, self.reason))
         self._settled.set()

@@ -421,6 +421,7 @@ class System:
                         block.text(Text.LAST_DEATH),
                         block.get(Field.DEATHS),
                         block.get(Field.SUPERVISED_STATE) == WorkerState.GAVE_UP,
+                        block.get(Field.DEAD_LETTERS),
                     )
                     for worker, block in zip(self.plan.workers, self._blocks, strict=True)
                 },

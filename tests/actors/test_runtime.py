@@ -29,6 +29,7 @@ from actors import (
     UnknownHandler,
     handle,
 )
+from actors.status import read_status
 from bus import Field
 from persist import NamedDeadLetter, check, read, replay
 
@@ -294,6 +295,10 @@ def test_a_failing_message_becomes_a_dead_letter_and_the_others_flow_on(
         assert letter.handler == "fragile"
         assert REASONS[how] in letter.reason
         assert system.stop() is ExitStatus.OK
+        assert system.reason == "everything was handled, but for 1 dead letter"
+    assert read_status(system.directory).notes[-1] == (
+        f"1 dead letter at the end, on {"both" if one_worker else "work"}: see `ringleader dead-letters list`"
+    )
 
 
 def test_the_traceback_is_kept_with_the_dead_letter(directory: Path) -> None:

@@ -412,7 +412,7 @@ def test_a_stopped_system_says_how_it_ended(fake: Fake) -> None:
     system.end(
         3,
         "more than 5 restarts\nmore",
-        workers={"stats": WorkerEnd(6, "killed by SIGSEGV\n"), "x": WorkerEnd(0, "")},
+        workers={"stats": WorkerEnd(6, "killed by SIGSEGV\n"), "x": WorkerEnd(0, "", dead_letters=2)},
     )
     status = read_status(system.path)
     assert (status.condition, status.condition.exit_code) == (Condition.STOPPED, 3)
@@ -421,7 +421,10 @@ def test_a_stopped_system_says_how_it_ended(fake: Fake) -> None:
     assert status.ended is not None
     assert (status.ended.status, status.ended.name) == (3, "GAVE_UP")
     assert status.ended.last_deaths == {"stats": "killed by SIGSEGV"}
-    assert status.notes == ("worker stats: 1 death; last death: killed by SIGSEGV",)
+    assert status.notes == (
+        "worker stats: 1 death; last death: killed by SIGSEGV",
+        "2 dead letters at the end, on x: see `ringleader dead-letters list`",
+    )
 
 
 def test_how_an_earlier_run_ended_says_nothing_about_this_one(fake: Fake) -> None:
