@@ -297,7 +297,7 @@ def test_a_failing_message_becomes_a_dead_letter_and_the_others_flow_on(
         assert system.stop() is ExitStatus.OK
         assert system.reason == "everything was handled, but for 1 dead letter"
     assert read_status(system.directory).notes[-1] == (
-        f"1 dead letter at the end, on {"both" if one_worker else "work"}: see `ringleader dead-letters list`"
+        f"1 dead letter at the end, on {'both' if one_worker else 'work'}: see `ringleader dead-letters list`"
     )
 
 
