@@ -491,7 +491,8 @@ def test_a_system_is_run_watched_and_stopped(live: Live) -> None:
     assert status.supervisor is not None
     assert status.supervisor.pid == live.process.pid
     code, out, err = told(ringleader("stop", "live"))
-    assert (code, out, err) == (0, "live: stopped with status 0: everything was handled\n", "")
+    ended = "live: stopped with status 0: everything was handled, but for 1 dead letter\n"
+    assert (code, out, err) == (0, ended, "")
     assert live.end() == (0, "", "")
     status = read_status(live.path)
     assert (status.condition, status.leftovers) == (Condition.STOPPED, ())
