@@ -493,7 +493,9 @@ def test_a_system_is_run_watched_and_stopped(live: Live) -> None:
     code, out, err = told(ringleader("stop", "live"))
     ended = "live: stopped with status 0: everything was handled, but for 1 dead letter\n"
     assert (code, out, err) == (0, ended, "")
-    assert live.end() == (0, "", "")
+    code, out, err = live.end()
+    assert (code, out) == (0, "")
+    assert err.endswith("message feed/2, a live.Job to worker, became a dead letter after 3 attempts: ValueError: no good\n")
     status = read_status(live.path)
     assert (status.condition, status.leftovers) == (Condition.STOPPED, ())
     assert ringleader("dead-letters", "list", "live").stdout.count("feed/2") == 1, "also when it does not run"
