@@ -495,7 +495,7 @@ def test_a_system_is_run_watched_and_stopped(live: Live) -> None:
     assert (code, out, err) == (0, ended, "")
     code, out, err = live.end()
     assert (code, out) == (0, "")
-    assert err.endswith("message feed/2, a live.Job to worker, became a dead letter after 3 attempts: ValueError: no good\n")
+    assert "feed/2, a live.Job to worker, became a dead letter after 3 attempts: ValueError: no good\n" in err
     status = read_status(live.path)
     assert (status.condition, status.leftovers) == (Condition.STOPPED, ())
     assert ringleader("dead-letters", "list", "live").stdout.count("feed/2") == 1, "also when it does not run"
