@@ -213,9 +213,9 @@ class Acting(Handler):
                     self.send(type_(child_id(*about), ",".join(script_of(act))))
                 case "a":
                     self.reply(Answer(id))
-                case "e":
+                case "e" if not mended:
                     self.stop_worker()
-                case "s":
+                case "s" if not mended:
                     self.stop_system()
                 case "x" if not mended:
                     raise ValueError("x")
