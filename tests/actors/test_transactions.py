@@ -45,6 +45,16 @@ from .transacting import (
 LOGS = ("keeper", "inner", "bundle", "ticker")
 
 
+REASONS = {
+    "x": {"ValueError"},
+    "u": {"BadMessage"},
+    "m": {"MessageTooLarge"},
+    "w": {"BadState", "ValueError"},
+    "W": {"BadState", "ValueError"},
+    "y": {"UnroutedMessage"},
+}
+
+
 class Item(NamedTuple):
     """A message, as it was sent."""
 
@@ -125,6 +135,43 @@ class Transactions(RuleBasedStateMachine):
             kind = ASKED[len(kind) % len(ASKED)]
         self.push(peer, kind, run, 0)
         self.turns(turns)
+
+    @rule(peer=st.sampled_from(["p", "q"]), turns=TURNS)
+    def look(self, peer: str, turns: int) -> None:
+        """Messages that change nothing, for one handler after the other."""
+        for kind in KINDS:
+            self.push(peer, kind, [("p",)], 0)
+        self.turns(turns)
+
+    @rule(
+        peer=st.sampled_from(["p", "q"]),
+        kind=st.sampled_from(list(KINDS)),
+        effects=st.sampled_from([(), ("c",), ("+",), ("h:+",), ("+", "h:+k", "d"), ("k:+", "h:+"), ("+", "P", "d:+p")]),
+        fault=st.sampled_from(["w", "W", "u", "m", "x", "ex", "sx", "1", "2"]),
+    )
+    def fail(self, peer: str, kind: str, effects: tuple[str, ...], fault: str) -> None:
+        """With much that has to be taken back, and nothing else beside it."""
+        self.push(peer, kind, [(*effects, *fault)], 0)
+        self.turns(1)
+
+    @precondition(lambda self: self.lab.level != "memory")
+    @rule(
+        peer=st.sampled_from(["p", "q", "source"]),
+        kind=st.sampled_from(list(KINDS)),
+        script=SCRIPTS,
+        after=st.sampled_from([0, 0, 1, 2]),
+        times=st.sampled_from([1, 1, 2]),
+    )
+    def refuse(self, peer: str, kind: str, script: tuple[str, ...], after: int, times: int) -> None:
+        """The disk has no room for some of what follows."""
+        if peer == "source":
+            script = ("+", "p", "h:+")
+            self.lab.scripts.append(",".join(script))
+            self.items[f"ticker{len(self.lab.scripts)}"] = Item("tick", script)
+        else:
+            self.push(peer, kind, [script], 0)
+        self.lab.refuse(after, times)
+        self.turns(2)
 
     @rule(kind=st.sampled_from(ASKED), script=SCRIPTS, answered=st.booleans(), turns=TURNS)
     def ask(self, kind: str, script: tuple[str, ...], answered: bool, turns: int) -> None:
@@ -396,6 +443,10 @@ class Transactions(RuleBasedStateMachine):
             answers += item.asked and (item.fails or "a" in item.acts)
         assert not traces, "effects of what has not happened"
         assert set(letters) <= dead, "a dead letter of what does not fail"
+        for letter in lab.endpoint.dead:
+            assert letter.attempts == lab.plan.limits.max_attempts
+            fault = next(act for act in self.items[id_of(letter.body)].acts if act in FAILING)
+            assert letter.reason.split(":")[0] in REASONS[fault]
         assert self.waiting == waiting
         self.all_was_sent(done, answers, seen)
         self.in_order(seen)
@@ -434,6 +485,14 @@ class Transactions(RuleBasedStateMachine):
         """What came by one link was handled in the order in which it came, but for what was a dead letter."""
         requeued = {one for came in self.came[GATEWAY] if isinstance(came, Order) for one in came.ids}
         for ids in seen.values():
+            sent: dict[tuple[str, str], list[int]] = {}  # from handler to handler, caused by one link
+            for one in ids:
+                cause, _, rest = one.partition("/")
+                if rest and "/" not in rest and not {one, cause} & requeued:
+                    peer = cause.rstrip("0123456789")
+                    numbers = sent.setdefault((peer, rest.rstrip("0123456789") + self.items[one].kind), [])
+                    numbers.append(int(cause.removeprefix(peer)))
+            assert all(numbers == sorted(numbers) for numbers in sent.values()), "one that was carried over was overtaken"
             for peer in (*FEEDS, "ticker"):
                 numbers = [
                     int(one.removeprefix(peer))

@@ -56,7 +56,7 @@ from actors.sources import Sources
 from actors.wiring import Wires
 from actors.worker import Boot, Worker
 from bus import Board, Cell, Field, PyProgress, PyRing, board_size, format_ring, progress, ring_size
-from persist import Journal, JournalFull, JournalPoisoned
+from persist import Journal, JournalFull, JournalPoisoned, Transaction
 from persist import writer as writer_module
 from persist.files import Directory, File
 
@@ -66,7 +66,7 @@ from .twins import Clock
 RING_BYTES = 4096
 LARGE = "l" * 1500  # of these, two fill a ring; twice as much goes by a claim
 TOO_LARGE = "t" * 30_000
-RESERVE = 4000  # of the journal, for what only consumes
+RESERVE = 1200  # of the journal, for what only consumes
 TURN_NS = 5_000_000
 SETTLED_IN = 600  # turns
 FAILING = frozenset("xumwWy")  # at every attempt
@@ -539,6 +539,19 @@ class Lab:
     def die_writing(self, written: str, error: type[BaseException] | None) -> None:
         """At the next write to its journal."""
         self.disk.dies, self.disk.error = written, error or Died
+
+    def refuse(self, after: int, times: int) -> None:
+        """The next appends to its journal but so many find no room."""
+        journal = self.endpoint.journal
+        assert journal is not None
+        append, turns = type(journal).append, iter([False] * after + [True] * times)
+
+        def refusing(transaction: Transaction) -> int:
+            if next(turns, False):
+                raise JournalFull("", 1, 0)
+            return append(journal, transaction)
+
+        self.patch.setattr(journal, "append", refusing)
 
     def die_in(self, call: str) -> None:
         """When its endpoint does this the next time."""
