@@ -96,6 +96,7 @@ def scripts(draw: st.DrawFn) -> tuple[str, ...]:
 
 CALM = st.sampled_from([("+",), ("+", "p"), ("p",), ("",), ("+", "h:+"), ("r", "+"), ("h:+p",)])
 SCRIPTS = CALM | scripts()
+SENDERS = st.sampled_from(["p", "q", "p", "q", GATEWAY])
 TURNS = st.sampled_from([0, 1, 1, 1, 2, 4])
 
 
@@ -125,15 +126,24 @@ class Transactions(RuleBasedStateMachine):
                 self.lab.close()
 
     # ------------------------------------------------------------------------------------------------ what happens
+    @rule(peer=SENDERS, kind=st.sampled_from(list(KINDS)), script=SCRIPTS, turns=TURNS)
+    def come(self, peer: str, kind: str, script: tuple[str, ...], turns: int) -> None:
+        self.push(peer, kind, [script], 0)
+        self.turns(turns)
+
     @rule(
-        peer=st.sampled_from(["p", "q", "p", "q", GATEWAY]),
+        peer=SENDERS,
         kind=st.sampled_from(list(KINDS)),
-        run=st.lists(SCRIPTS, min_size=1, max_size=1) | st.lists(SCRIPTS, min_size=1, max_size=4),
+        run=st.lists(CALM | CALM | scripts(), min_size=2, max_size=5),
+        failing=st.none() | st.tuples(st.integers(0, 4), FAULTS),
         turns=TURNS,
     )
-    def come(self, peer: str, kind: str, run: list[tuple[str, ...]], turns: int) -> None:
-        if peer == GATEWAY and kind not in ASKED:
-            kind = ASKED[len(kind) % len(ASKED)]
+    def come_together(
+        self, peer: str, kind: str, run: list[tuple[str, ...]], failing: tuple[int, str] | None, turns: int
+    ) -> None:
+        if failing is not None:
+            at, fault = failing
+            run[at % len(run)] = ("+", "p", *fault)
         self.push(peer, kind, run, 0)
         self.turns(turns)
 
@@ -180,6 +190,8 @@ class Transactions(RuleBasedStateMachine):
         self.turns(turns)
 
     def push(self, peer: str, kind: str, run: Sequence[tuple[str, ...]], flags: int) -> None:
+        if peer == GATEWAY and kind not in ASKED:
+            kind = ASKED[len(kind) % len(ASKED)]
         first = len(self.came[peer]) + 1
         messages = [KINDS[kind](f"{peer}{first + at}", ",".join(acts)) for at, acts in enumerate(run)]
         if self.lab.push(peer, first, kind, messages, flags):
@@ -199,7 +211,9 @@ class Transactions(RuleBasedStateMachine):
         """A dead letter is dropped, or tried again, maybe with its cause mended."""
         letters = sorted(self.letters())
         ids = data.draw(st.lists(st.sampled_from(letters), min_size=1, max_size=2, unique=True))
-        there = {id_of(letter.body): (self.lab.plan.peers[letter.peer], letter.seq) for letter in self.lab.endpoint.dead}
+        there = {
+            id_of(letter.body): (self.lab.plan.peers[letter.peer], letter.seq) for letter in self.lab.endpoint.dead
+        }
         under_way = {one for came in self.pending(GATEWAY) if isinstance(came, Order) for one in came.ids}
         # Whether a message without a trace has been handled again is not seen.
         fine = [one for one in ids if one not in under_way and (action != "mend" or self.traces(one))]
@@ -494,7 +508,9 @@ class Transactions(RuleBasedStateMachine):
                     peer = cause.rstrip("0123456789")
                     numbers = sent.setdefault((peer, rest.rstrip("0123456789") + self.items[one].kind), [])
                     numbers.append(int(cause.removeprefix(peer)))
-            assert all(numbers == sorted(numbers) for numbers in sent.values()), "one that was carried over was overtaken"
+            assert all(numbers == sorted(numbers) for numbers in sent.values()), (
+                "one that was carried over was overtaken"
+            )
             for peer in (*FEEDS, "ticker"):
                 numbers = [
                     int(one.removeprefix(peer))

@@ -101,6 +101,11 @@ class Both(Message):
     acts: str
 
 
+class Peek(Message):
+    id: str
+    acts: str
+
+
 class Here(Message):
     id: str
     acts: str
@@ -168,7 +173,7 @@ def change(table: MutableMapping[str, Line], id: str) -> None:  # noqa: A002
     table.setdefault("order", Line()).ids.append(id)
     number = sum(id.encode()) + len(table["order"].ids)
     key = f"k{number % 3}"
-    match number % 7:
+    match number % 10:
         case 0:
             table[key] = Line([id])
         case 1:
@@ -176,7 +181,7 @@ def change(table: MutableMapping[str, Line], id: str) -> None:  # noqa: A002
         case 2:
             table.pop(key, None)
             table[key] = Line([id])
-        case 3 if key in table:
+        case 3 | 6 | 7 | 8 | 9 if key in table:
             table[key].ids.append(id)
         case 4:
             kept = {key: table[key] for key in ("order", "spoilt") if key in table}  # what one spoils none mends
@@ -275,7 +280,7 @@ class Keeper(Logging):
 
 class Inner(Logging):
     @handle
-    def on_any(self, message: Here | There) -> None:
+    def on_any(self, message: Here | There | Peek) -> None:
         self.act(message)
 
 
@@ -366,9 +371,10 @@ class Drain(Handler):
     def on_any(self, message: Other | Shared) -> None: ...
 
 
-KINDS: dict[str, type[Any]] = {"do": Do, "row": Row, "pass": Pass, "many": Many, "both": Both}
+KINDS: dict[str, type[Any]] = {"do": Do, "row": Row, "pass": Pass, "many": Many, "both": Both, "peek": Peek}
 TARGETS = {
     "do": ("keeper",), "row": ("rows",), "pass": ("relay",), "many": ("bundle",), "both": ("keeper", "rows"),
+    "peek": ("inner",),
     "h": ("inner",), "d": ("inner", "rows"), "k": ("heap",),
 }  # fmt: skip
 ASKED = ("do", "pass", "many")
