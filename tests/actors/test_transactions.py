@@ -148,6 +148,9 @@ class Transactions(RuleBasedStateMachine):
         self.turns(turns)
 
     @rule(peer=st.sampled_from(["p", "q"]), turns=TURNS)
+    def peek(self, peer: str, turns: int) -> None:
+        self.look(peer, turns)
+
     def look(self, peer: str, turns: int) -> None:
         """Messages that change nothing, for one handler after the other."""
         for kind in KINDS:
@@ -157,13 +160,17 @@ class Transactions(RuleBasedStateMachine):
     @rule(
         peer=st.sampled_from(["p", "q"]),
         kind=st.sampled_from(list(KINDS)),
-        effects=st.sampled_from([(), ("c",), ("+",), ("h:+",), ("+", "h:+k", "d"), ("k:+", "h:+"), ("+", "P", "d:+p")]),
+        effects=st.sampled_from([("c",), ("+",), ("h:+",), ("+", "h:+k", "d"), ("k:+", "h:+"), ("+", "P", "d:+p")]),
         fault=st.sampled_from(["w", "W", "u", "m", "x", "ex", "sx", "1", "2"]),
+        after=st.sampled_from([None, 0, 3]),
     )
-    def fail(self, peer: str, kind: str, effects: tuple[str, ...], fault: str) -> None:
-        """With much that has to be taken back, and nothing else beside it."""
+    def fail(self, peer: str, kind: str, effects: tuple[str, ...], fault: str, after: int | None) -> None:
+        """With much that has to be taken back; so many turns later come messages that change nothing."""
         self.push(peer, kind, [(*effects, *fault)], 0)
         self.turns(1)
+        if after is not None:
+            self.turns(after)
+            self.look(peer, 2)
 
     @precondition(lambda self: self.lab.level != "memory")
     @rule(
@@ -235,7 +242,7 @@ class Transactions(RuleBasedStateMachine):
             assert again == found[: len(again)], "other things were sent by these numbers before"
             received += found[len(again) :]
 
-    @rule(count=st.sampled_from([1, 1, 2, 5]))
+    @rule(count=st.sampled_from([1, 2, 5]))
     def turns(self, count: int) -> None:
         for _ in range(count):
             self.lab.turn()
@@ -541,7 +548,7 @@ PHASES = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]  # to expla
 
 
 class TestTransactions(Transactions.TestCase):
-    settings = settings(max_examples=40, stateful_step_count=30, derandomize=True, deadline=None, phases=PHASES)
+    settings = settings(max_examples=50, stateful_step_count=30, derandomize=True, deadline=None, phases=PHASES)
 
 
 @pytest.mark.long
