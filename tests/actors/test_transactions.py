@@ -23,7 +23,6 @@ from actors.letter_commands import Command
 from actors.plan import GATEWAY
 from actors.replies import request_of
 from actors.table import _UNREAD
-from bus import Field
 from persist import read
 
 from ..bus.implementations import RINGS
@@ -316,8 +315,8 @@ class Transactions(RuleBasedStateMachine):
 
     @property
     def unfed(self) -> int:
-        state = self.states()["ticker"]
-        return len(self.lab.scripts) - state.get("fed", 0)
+        fed: int = self.states()["ticker"].get("fed", 0)
+        return len(self.lab.scripts) - fed
 
     @property
     def waiting(self) -> int:
@@ -358,11 +357,11 @@ class Transactions(RuleBasedStateMachine):
         dispatcher, endpoint = self.lab.dispatcher, self.lab.endpoint
         outgoing, claims = dispatcher._outgoing, endpoint.claims
         assert not self.lab.wants_an_end
-        assert not outgoing and not outgoing.sent and not outgoing._used and not outgoing._open
+        assert (bool(outgoing), outgoing.sent, outgoing._used, outgoing._open) == (False, 0, [], {})
         assert (outgoing.between, outgoing._large, outgoing.heavy) == (0, 0, False)
-        assert not dispatcher._touched and not dispatcher._removed and not dispatcher._handled
+        assert (dispatcher._touched, dispatcher._removed, dispatcher._handled) == (set(), [], 0)
         assert dispatcher.local.budget == self.limit
-        assert not claims._fresh and not claims._laid and not claims._tickets
+        assert (claims._fresh, claims._laid, claims._tickets) == ([], set(), {})
         for link in endpoint.links:
             assert link.inbound.seen == link.inbound.watermark
             assert link.outbound.assigned == link.outbound.last_committed
@@ -371,14 +370,14 @@ class Transactions(RuleBasedStateMachine):
         for hosted in dispatcher.hosted:
             if hosted.name in LOGS:
                 whole, _ = hosted.whole()
-                live = hosted.instance.state
+                live = vars(hosted.instance)["state"]
                 assert live == (type(live)() if whole is None else msgspec.msgpack.decode(whole, type=type(live)))
             elif hosted.stateful:
-                table = hosted.instance.state
+                table = vars(hosted.instance)["state"]
                 committed = self.table(hosted.name, Line if hosted.name == "rows" else int)
                 assert list(table._live) == list(committed)
                 assert all(value is _UNREAD or value == committed[key] for key, value in table._live.items())
-                assert not (table._touched or table._fresh or table._dropped or table._pending)
+                assert (table._touched, table._fresh, table._dropped, table._pending) == ({}, {}, {}, [])
 
     @invariant()
     def the_journal_has_what_is_committed(self) -> None:
@@ -547,10 +546,13 @@ def told(peer: str, count: int, flags: int, body: bytes) -> Iterator[Any]:
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]  # to explain takes very long
 
 
-class TestTransactions(Transactions.TestCase):
-    settings = settings(max_examples=50, stateful_step_count=30, derandomize=True, deadline=None, phases=PHASES)
+class MoreTransactions(Transactions):
+    pass
 
 
-@pytest.mark.long
-class TestMoreTransactions(Transactions.TestCase):
-    settings = settings(max_examples=3000, stateful_step_count=60, deadline=None, phases=PHASES)
+Transactions.TestCase.settings = settings(
+    max_examples=50, stateful_step_count=30, derandomize=True, deadline=None, phases=PHASES
+)
+MoreTransactions.TestCase.settings = settings(max_examples=2000, stateful_step_count=50, deadline=None, phases=PHASES)
+TestTransactions = Transactions.TestCase
+TestMoreTransactions = pytest.mark.long(MoreTransactions.TestCase)
