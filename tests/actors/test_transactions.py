@@ -134,7 +134,7 @@ class Transactions(RuleBasedStateMachine):
         peer=SENDERS,
         kind=st.sampled_from(list(KINDS)),
         run=st.lists(CALM | CALM | scripts(), min_size=2, max_size=5),
-        failing=st.none() | st.tuples(st.integers(0, 4), FAULTS),
+        failing=st.none() | st.tuples(st.integers(0, 4), FAULTS | st.sampled_from(["1", "2"])),
         turns=TURNS,
     )
     def come_together(
