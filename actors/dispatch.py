@@ -118,6 +118,7 @@ class Dispatcher:
 
     def stop(self) -> None:
         """Calls `on_stop` of every handler, in reverse order, as one transaction."""
+        self._context.peer = ""
         for hosted in reversed(self.hosted):
             if hosted.plan.description.has_on_stop:
                 self._enter(hosted)
@@ -131,6 +132,7 @@ class Dispatcher:
         """Anew, from their committed state. An `on_start` that fails is called again, as often as its handler's policy
         says by itself: all of them are then made once more, so that nothing is sent twice."""
         failures: Counter[str] = Counter()
+        self._context.peer = ""  # no message is in progress
         while True:
             for one in hosted:
                 self._enter(one)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors import Handler, Message, State, System, Topology, handle
+from actors import ExitStatus, Handler, Message, State, System, Topology, handle
 from actors.codec import StateCodec
 from actors.hosted import Context, Hosted
 from bus import Progress
@@ -102,3 +102,45 @@ def test_a_transaction_that_failed_has_no_effect_on_the_handlers_beside_the_one_
         for n in range(1, 4):
             fail(n)
             assert looks() == [0] * COUNTERS
+
+
+class Noting(Handler):
+    """Fails at its first message, and so is made once more."""
+
+    def __init__(self, notes: str) -> None:
+        self._notes = Path(notes)
+
+    def note(self, what: str) -> None:
+        with self._notes.open("a") as file:
+            file.write(f"{what} {self.message_id!r}\n")
+
+    def on_start(self) -> None:
+        self.note("start")
+
+    @handle
+    def on_step(self, step: Step) -> None:
+        self.note("step")
+        if self._notes.read_text().count("step") == 1:
+            raise ValueError("once")
+
+    def on_stop(self) -> None:
+        self.note("stop")
+
+
+@pytest.mark.parametrize("level", ["memory", "process"])
+def test_while_a_handler_starts_or_stops_no_message_is_in_progress(tmp_path: Path, level: str) -> None:
+    notes = tmp_path / "notes"
+    topology = Topology("noting", durability=level)
+    topology.worker("w", noting=Noting.spec(str(notes)))
+    topology.external("noting", Step)
+    with System(topology.compile(), tmp_path / "run").start() as system:
+        system.send("noting", Step(1))
+        until(lambda: notes.read_text().count("step") == 2, "the second attempt")
+        assert system.stop() is ExitStatus.OK
+    assert notes.read_text().splitlines() == [
+        "start ''",
+        "step 'gateway/1'",
+        "start ''",
+        "step 'gateway/1'",
+        "stop ''",
+    ]
