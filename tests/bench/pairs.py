@@ -14,7 +14,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -109,7 +109,8 @@ def _run(link: Connection[Any, Any], side: Side, args: tuple[Any, ...]) -> None:
     try:
         link.send(("result", side(meet, *args)))
     except Exception:
-        link.send(("error", traceback.format_exc()))
+        with suppress(OSError):  # nobody wants to know any more: the benchmark was interrupted
+            link.send(("error", traceback.format_exc()))
 
 
 def timed(meet: Meet, receive: Callable[[], int], count: int) -> tuple[int, float]:
