@@ -36,13 +36,13 @@ AGAIN = 0.12  # seconds between two provocations
 HUNG = 0.05  # of the stopped workers are left to the supervisor
 CLAIM = 0.3  # seconds from being about to act until it has
 LOOK = 0.002
-# Every death was asked for, or is one of a machine with too much to do (hung, could not be launched, not gone in time
-# when its system ended, which is also what becomes of who was stopped by SIGSTOP then); nobody ends because of what he
-# finds in a ring, a journal, or a message.
+# Every death was asked for, or is one of a machine with too much to do (hung, could not be launched); nobody ends
+# because of what he finds in a ring, a journal, or a message.
 EXPECTED = re.compile(
     r"killed by SIG(KILL|SEGV)|exit code 1 \(CRASHED\): an exception that nobody handled$|.*\bFailpointError: "
-    r"|.*\bViewEscaped: |hung: |could not be launched: |it did not end within 5 s; killed by SIGKILL$"
+    r"|.*\bViewEscaped: |hung: |could not be launched: "
 )
+LATE = "it did not end within 5 s; killed by SIGKILL"  # who was stopped by SIGSTOP while the system ended
 
 
 SYSTEMS = {"whole": WHOLE, "memory": rows("memory"), "power": rows("power")}
@@ -82,6 +82,7 @@ class Run:
         self._prefix = ""
         self._serial = 0
         self._sessions: set[str] = set()
+        self._stopped: set[int] = set()  # processes, by SIGSTOP
 
     # ------------------------------------------------------------------------------------------------ the system
     def start(self) -> None:
@@ -217,6 +218,7 @@ class Run:
         mostly from here, as soon as it was seen to be stopped, since that takes no second."""
         by_supervisor = way.role == WORKER and way.watched and self.chance.random() < HUNG
         deadline = time.monotonic() + PATIENCE
+        self._stopped.add(pid)
         try:
             process = psutil.Process(pid)
             while process.status() not in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}:
@@ -299,8 +301,14 @@ class Run:
         return wrong
 
     def _strange_deaths(self) -> list[str]:
-        deaths = re.findall(r"^worker '[\w-]+' died.*?\(.*?\): (.*)$", (self.folder / "log").read_text(), re.MULTILINE)
-        return [f"a worker died: {reason}" for reason in dict.fromkeys(deaths) if not EXPECTED.match(reason)]
+        log = (self.folder / "log").read_text()
+        deaths = re.findall(r"^worker '[\w-]+' died.*?\(process (\d+).*?\): (.*)$", log, re.MULTILINE)
+        strange = [
+            reason
+            for pid, reason in deaths
+            if not EXPECTED.match(reason) and not (reason == LATE and int(pid) in self._stopped)
+        ]
+        return [f"a worker died: {reason}" for reason in dict.fromkeys(strange)]
 
     def describe(self) -> list[str]:
         """What it looks like when the run cannot go on."""
