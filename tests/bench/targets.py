@@ -58,6 +58,7 @@ FLOORS = (
         f"{_COLD}/bare doorbell (floor): p50",
     ),
     Floor("fixed layout, batches in place, records/s", "fixed layout, 64 B/memory, 8,000 rows", "rate", 100 * MILLION),
+    Floor("fixed layout, batches of 2 MB, records/s", "fixed layout, 64 B/memory", "rate", 100 * MILLION),
     Floor(
         "fixed layout, batches of 2 MB, times shared memory alone",
         "fixed layout, 64 B/memory",
