@@ -142,6 +142,17 @@ class ConnectionLost(StreamFault):
         return self.cause
 
 
+class CannotAccept(StreamFault):
+    """This end has no descriptor, or no memory, for one more connection. Who waits for it goes on waiting."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return self.cause
+
+
 class Replaced(StreamFault):
     """A newer connection with the same peer took the place of this one."""
 

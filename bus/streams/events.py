@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
 from bus.streams.addresses import PeerId
-from bus.streams.errors import AlreadyConnected, HandshakeFailed, StreamFault
+from bus.streams.errors import AlreadyConnected, ConnectionLost, HandshakeFailed, StreamFault
 
 QUIET_FOR = 1.0  # seconds in which the same is not logged again
 
@@ -44,7 +44,7 @@ class Rejected:
     level: ClassVar[int] = logging.WARNING
     address: str  # where we listen
     source: str  # of TCP only
-    fault: StreamFault
+    fault: StreamFault  # ConnectionLost: it went away itself, before it was one
 
     def text(self) -> str:
         return f"rejected a connection to {self.address}{' from ' * bool(self.source)}{self.source}: {self.fault}"
@@ -85,6 +85,8 @@ class Noise:
                 return logging.WARNING if lasting else event.level
             case Rejected(fault=AlreadyConnected()):
                 return logging.DEBUG
+            case Rejected(fault=ConnectionLost()):  # it went away, or was killed: as usual as the end of a connection
+                return logging.INFO
             case Rejected(fault=fault):
                 name = type(fault).__name__
                 last = self._last.get(name, float("-inf"))

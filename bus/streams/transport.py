@@ -32,6 +32,7 @@ from bus.streams.addresses import TLS, Address, PeerId, TcpAddress, authenticate
 from bus.streams.connection import Connection
 from bus.streams.errors import (
     AlreadyConnected,
+    CannotAccept,
     ConnectionLost,
     FrameTooLarge,
     HandshakeFailed,
@@ -322,7 +323,7 @@ class StreamTransport:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:  # out of descriptors, say: those who wait in the backlog go on waiting
-            self._report(Rejected(str(listener.address), "", ConnectionLost(error.strerror or str(error))))
+            self._report(Rejected(str(listener.address), "", CannotAccept(error.strerror or str(error))))
             self._loop.remove_reader(listener.socket)
             self._loop.call_later(_OUT_OF_SOCKETS, self._go_on_listening, listener)
             return

@@ -21,6 +21,7 @@ SAMPLES = {
     "FrameForged": (77,),
     "PeerSilent": (7.5,),
     "ConnectionLost": ("reset",),
+    "CannotAccept": ("too many open files",),
     "Replaced": ("bob",),
     "MalformedHandshake": ("no greeting",),
     "VersionMismatch": (1, 2),

@@ -735,7 +735,7 @@ async def test_a_process_without_descriptors_to_spare_goes_on_accepting_when_it_
                 while True:
                     hoard.append(os.open("/dev/null", os.O_RDONLY))
             await asyncio.get_running_loop().sock_connect(peer, unix.path)
-            assert "many open files" in (await watch.fault("ConnectionLost")).cause
+            assert "many open files" in (await watch.fault("CannotAccept")).cause
             seen = len(watch.events)
             await watch.until(lambda event: len(watch.events) > seen)  # it tries again, now and then
         finally:
@@ -757,6 +757,20 @@ async def test_the_log_names_what_happened_and_does_not_repeat_itself(unix, capl
     [line] = [record.getMessage() for record in caplog.records]
     assert "cannot connect with 'alice'" in line
     assert unix.path in line
+
+
+@asynchronous
+async def test_who_goes_away_in_the_handshake_is_no_warning_and_who_speaks_something_else_is(unix, caplog):
+    caplog.set_level(logging.INFO, "ringleader")
+    async with await StreamTransport.open("alice", listen=[unix], on_event=(watch := Watch())):
+        for garbage, fault in ((b"", "ConnectionLost"), (frame(b"RLST"), "MalformedHandshake")):
+            stranger = await RawPeer.connect(unix)
+            stranger.writer.write(garbage)
+            if not garbage:
+                stranger.writer.write_eof()
+            await watch.fault(fault)
+            await stranger.close()
+    assert [record.levelno for record in caplog.records] == [logging.INFO, logging.WARNING]
 
 
 @asynchronous
