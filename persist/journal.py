@@ -217,6 +217,7 @@ class Journal:
         writer = Writer.create(
             self._directory, head, number, position, epoch, durable=self._durable, reserve=self._reserve
         )
+        self._has_spare = False  # it is this segment
         name, size, body = segment_name(number), writer.offset, writer.position
         writer.cause = old.cause if old else None
         self._writer = writer
@@ -328,7 +329,7 @@ class Journal:
         # failpoint: rotate-switched
         try:
             old.cut()
-            self._has_spare = prepare_spare(self._directory, self._reserve)
+            self._renew_reserves()
         except OSError as error:
             raise self._writer.poison(f"what was reserved could not be given back or renewed: {error}") from error
         finally:
@@ -364,12 +365,19 @@ class Journal:
             except OSError as error:
                 raise self._writer.poison(f"a trimmed segment could not be deleted: {error}") from error
             count += 1
-        if count and not self._has_spare:
+        if count:
             try:
-                self._has_spare = prepare_spare(self._directory, self._reserve)
+                self._renew_reserves()
             except OSError as error:
                 raise self._writer.poison(f"no spare segment could be made: {error}") from error
         return count
+
+    def _renew_reserves(self) -> None:
+        """At once, where something was given back: on a full disk others wait for it."""
+        if not self._has_spare:
+            self._has_spare = prepare_spare(self._directory, self._reserve)
+        if self._writer.full:
+            self._writer.renew_reserve()
 
     def _delete_oldest(self) -> None:
         self._directory.unlink(self._closed[0].segment.name)

@@ -42,7 +42,7 @@ class Writer:
     durable   up to where power loss takes nothing; None if nobody is to know (level "process")
     checksum  CRC-32 of the whole file so far; 0 once it has a large frame
     cause     why it is poisoned, if so
-    full      there was no room beyond the reserve when it was last asked for
+    full      there was no room beyond the reserve when it was last asked for: not for the frame that is refused
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Writer:
         self._reserve = reserve
         self._allocated = allocated  # bytes of the file
         self._room = 0  # up to this position nothing needs to be asked for
+        self._refused = 0  # bytes of the largest frame that found no room since there was room for all
         self._measure()
 
     @classmethod
@@ -147,15 +148,19 @@ class Writer:
         """See whether it still is `full`."""
         self._make_room(0, 0)
 
+    def renew_reserve(self) -> None:
+        """Take what is missing of the reserve, and nothing ahead: others may need that more."""
+        self._allocate(self.offset + self._reserve)
+
     def _make_room(self, size: int, keep: int) -> None:
         """Reserve space for a frame of `size` bytes and what is to be kept behind it; at best for many more."""
-        end = self.offset + size
-        for wanted in (end + self._reserve + AHEAD_BYTES, end + self._reserve):
-            if self._allocate(wanted):
-                self.full = False
-                return
+        needed = self.offset + max(size, self._refused) + self._reserve
+        if self._allocate(needed + AHEAD_BYTES) or self._allocate(needed):
+            self.full, self._refused = False, 0
+            return
         self.full = True
-        if not self._allocate(end + keep):
+        if not self._allocate(self.offset + size + keep):
+            self._refused = max(self._refused, size)
             raise JournalFull(self._file.path, size, max(0, self._allocated - self.offset))
 
     def _allocate(self, size: int) -> bool:

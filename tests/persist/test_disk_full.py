@@ -265,6 +265,41 @@ def test_sending_goes_on_by_itself_when_there_is_room_again(level: str) -> None:
 
 
 @LEVELS
+def test_it_is_full_until_there_is_room_for_what_was_refused(level: str) -> None:
+    budget = Budget(8000)
+    journal, _ = opened(budget, level)
+    number = 0
+    with pytest.raises(JournalFull):
+        while True:
+            journal.append(Transaction(sends=[Send(0, 1, 0, [(0, number + 1)], bytes(900))]))
+            number += 1
+    assert budget.size - budget.used < 900
+    for more, still in ((100, True), (100, True), (900, False)):
+        budget.size += more
+        journal.trim({})
+        assert journal.full is still
+        journal.append(Transaction(consumed=[(1, more)]))
+        assert journal.full is still
+    journal.append(Transaction(sends=[Send(0, 1, 0, [(0, number + 1)], bytes(900))]))
+    journal.close()
+
+
+@LEVELS
+def test_what_is_let_go_renews_the_reserve_before_others_take_it(level: str) -> None:
+    budget = Budget(8000)
+    journal, _ = opened(budget, level)
+    number = fill(journal)
+    journal.rotate(after(number, [(0, number)]))
+    budget.size = budget.used
+    assert journal.trim({0: number}) == 1
+    budget.size = budget.used
+    begun = journal.position
+    while journal.position < begun + RESERVE - 50:
+        consume(journal, number)
+    journal.close()
+
+
+@LEVELS
 def test_acknowledgements_free_the_room_that_sending_needs(level: str) -> None:
     budget = Budget(8000)
     journal, _ = opened(budget, level)
