@@ -53,14 +53,18 @@ class Bred:
         """Whether it is, within so many seconds."""
         return bool(select.select([self._pidfd], [], [], seconds)[0])
 
+    def signal(self, number: int) -> None:
+        """It may have died just before; nobody else gets it then."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass
+
     def kill(self) -> None:
         """Proven dead when this returns. Idempotent."""
         if self._pidfd < 0:
             return
-        try:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        self.signal(signal.SIGKILL)
         assert self.dead(ORPHANS), f"process {self.pid} still lives after SIGKILL"
         os.close(self._pidfd)
         self._pidfd = -1
