@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -25,15 +26,19 @@ OWN_SHM = (
 def main(options: list[str]) -> int:
     if not _may_have_own_shm():
         print("no mount namespaces here: one half after the other", flush=True)
-        return max(subprocess.run(_command(half, options), cwd=ROOT, check=False).returncode for half in HALVES)
+        return worst(subprocess.run(_command(half, options), cwd=ROOT, check=False).returncode for half in HALVES)
     first, second = HALVES
     with tempfile.TemporaryFile() as kept:
         other = _start(second, options, kept)
-        status = _start(first, options, None).wait()
-        status = max(status, other.wait())
+        status = worst([_start(first, options, None).wait(), other.wait()])
         kept.seek(0)
         sys.stdout.write(kept.read().decode("utf-8", "replace"))
     return status
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Of pytest's statuses; one that was killed (minus the signal) is worse than any."""
+    return max(code if code >= 0 else 128 - code for code in codes)
 
 
 def _command(half: list[str], options: list[str]) -> list[str]:
