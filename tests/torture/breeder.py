@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.actors.waiting import DEADLINE
+
 ORPHANS = 2.0  # seconds that a process may outlive its supervisor
 _PR_SET_PDEATHSIG = 1
 
@@ -65,7 +67,7 @@ class Bred:
         if self._pidfd < 0:
             return
         self.signal(signal.SIGKILL)
-        assert self.dead(ORPHANS), f"process {self.pid} still lives after SIGKILL"
+        assert self.dead(DEADLINE), f"process {self.pid} still lives after SIGKILL"  # it may wait for a slow disk
         os.close(self._pidfd)
         self._pidfd = -1
 
