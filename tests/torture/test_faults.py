@@ -114,7 +114,7 @@ def signalled(folder: Path, count: int, seed: int) -> dict[str, int]:
     return ends
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_signals_at_random_times_end_a_system_in_order_and_lose_nothing(tmp_path: Path) -> None:
     ends = signalled(tmp_path, 12, random.randrange(10**6))
     assert set(ends) <= {"OK", "NOT_DRAINED", "before it listened"}, ends
@@ -166,7 +166,7 @@ MANY = """
 """
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_of_50_starts_of_a_system_at_once_exactly_one_wins_and_the_others_say_who(tmp_path: Path) -> None:
     """Most of them launch no fork server before they have won: 50 of those at once take a slow machine minutes."""
     done = subprocess.run(
@@ -174,7 +174,7 @@ def test_of_50_starts_of_a_system_at_once_exactly_one_wins_and_the_others_say_wh
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -213,7 +213,7 @@ def restarts_leave_nothing(folder: Path, restarts: int, at_once: int) -> dict[st
     me = psutil.Process()
     with topology(folder).start() as system:
         prefix = stale_prefix(identity_of(folder))
-        done = 0
+        done = most = 0
         while done < restarts:
             epochs = {name: system.block(f"w-{name}").get(Field.RESTARTS) for name in WORKERS}
             chosen = chance.sample(WORKERS, at_once)
@@ -225,7 +225,10 @@ def restarts_leave_nothing(folder: Path, restarts: int, at_once: int) -> dict[st
                     block.get(Field.SESSION) and block.get(Field.PID) for block in blocks.values()
                 )
 
-            until(again, "the restarts", 30.0)
+            until(again, "the restarts")
+            most = most or me.num_fds()
+            # What is read from who died is closed by a thread of its own, which may wait for the disk meanwhile.
+            until(lambda: me.num_fds() <= most, "the descriptors of who died to be closed")  # noqa: B023 - called at once
             for what, value in (
                 ("descriptors", me.num_fds()),
                 ("threads", me.num_threads()),
