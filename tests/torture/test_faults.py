@@ -213,7 +213,7 @@ def restarts_leave_nothing(folder: Path, restarts: int, at_once: int) -> dict[st
     me = psutil.Process()
     with topology(folder).start() as system:
         prefix = stale_prefix(identity_of(folder))
-        done = most = 0
+        done, least = 0, math.inf
         while done < restarts:
             epochs = {name: system.block(f"w-{name}").get(Field.RESTARTS) for name in WORKERS}
             chosen = chance.sample(WORKERS, at_once)
@@ -226,9 +226,9 @@ def restarts_leave_nothing(folder: Path, restarts: int, at_once: int) -> dict[st
                 )
 
             until(again, "the restarts")
-            most = most or me.num_fds()
             # What is read from who died is closed by a thread of its own, which may wait for the disk meanwhile.
-            until(lambda: me.num_fds() <= most, "the descriptors of who died to be closed")  # noqa: B023 - called at once
+            until(lambda: me.num_fds() <= least, "the descriptors of who died to be closed")  # noqa: B023 - called at once
+            least = min(least, me.num_fds())
             for what, value in (
                 ("descriptors", me.num_fds()),
                 ("threads", me.num_threads()),
