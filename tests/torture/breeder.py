@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.actors.waiting import DEADLINE
+
 ORPHANS = 2.0  # seconds that a process may outlive its supervisor
 _PR_SET_PDEATHSIG = 1
 
@@ -53,15 +55,19 @@ class Bred:
         """Whether it is, within so many seconds."""
         return bool(select.select([self._pidfd], [], [], seconds)[0])
 
+    def signal(self, number: int) -> None:
+        """It may have died just before; nobody else gets it then."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass
+
     def kill(self) -> None:
         """Proven dead when this returns. Idempotent."""
         if self._pidfd < 0:
             return
-        try:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        assert self.dead(ORPHANS), f"process {self.pid} still lives after SIGKILL"
+        self.signal(signal.SIGKILL)
+        assert self.dead(DEADLINE), f"process {self.pid} still lives after SIGKILL"  # it may wait for a slow disk
         os.close(self._pidfd)
         self._pidfd = -1
 

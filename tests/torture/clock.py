@@ -47,8 +47,9 @@ def main() -> None:
     with topology(folder).start() as system:
         feeder = Feeder(system, folder)
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            jump = random.choice(JUMPS)
+        jumps = random.sample(JUMPS, len(JUMPS))  # each once, however late it gets; then any, until the time is over
+        while jumps or time.monotonic() < end:
+            jump = jumps.pop() if jumps else random.choice(JUMPS)
             new = folder / "offset.new"
             new.write_text(f"{jump:+d}")
             new.rename(folder / "offset")

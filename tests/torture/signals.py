@@ -21,7 +21,10 @@ def main() -> None:
             status = 0
         except SystemExit as end:
             status = int(end.code or 0)
-        (folder / f"ended-{os.getpid()}").write_text(str(status))
+        ended = folder / f"ended-{os.getpid()}"
+        new = ended.with_suffix(".new")
+        new.write_text(str(status))
+        new.rename(ended)  # whole or not at all: signals end this process again
         os._exit(status)
 
     breed(folder / "log", serve)

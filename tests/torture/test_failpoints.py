@@ -22,7 +22,7 @@ from tests.torture.hook import SUPERVISOR, points, points_in_c
 from tests.torture.run import identity_of, left_over
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_no_failpoint_loses_doubles_or_reorders_anything(tmp_path: Path) -> None:
     rings = [ring for ring in RINGS if ring in implementations.RINGS]
     verdict = torture(tmp_path, seed := random.randrange(10**6), rings=rings)
@@ -46,7 +46,7 @@ def test_a_run_that_cannot_go_on_says_so_once_and_leaves_nothing(
 
 
 @needs_c
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_tail_that_moves_before_its_record_is_whole_is_caught(tmp_path: Path) -> None:
     """The C ring with this mistake must not pass. (What is in the ring from before may look like a record.)"""
     only = [Combination(point, "SIGKILL", 1) for point in ("ring-claimed", "ring-copying", "ring-copied")]

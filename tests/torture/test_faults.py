@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors import ExitStatus, Topology
+from actors import ExitStatus, Topology, supervisor
 from actors.identity import stale_prefix
 from actors.rundir import IDENTITY
 from bus import Field, max_record
@@ -32,6 +34,9 @@ from tests.torture.topology import WORKERS, topology
 
 ROOT = Path(__file__).parents[2]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# The one way in which a system that takes two signals may end with FAILED: the second one comes when all is handled and
+# some worker is not let run for the second that it has then. (Told to end by the first one only, it has five.)
+LATE = re.compile(r"^ringleader: torture: worker '[\w-]+' was killed: it did not end within 1 s \(status 1\)$", re.M)
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +47,12 @@ def quiet() -> Iterator[None]:
     log.setLevel(logging.ERROR)
     yield
     log.setLevel(before)
+
+
+@pytest.fixture
+def no_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is kept ready: whether there was time for one is no matter of what restarts leave behind."""
+    monkeypatch.setattr(supervisor, "SPARE_AFTER", math.inf)
 
 
 @pytest.mark.timeout(180)
@@ -77,9 +88,9 @@ def signalled(folder: Path, count: int, seed: int) -> dict[str, int]:
                 number = chance.choice(SIGNALS)
                 dead = bred.dead(chance.uniform(0.0, 1.2))
                 assert not dead, "it ended without a signal"
-                os.kill(bred.pid, number)
+                bred.signal(number)
                 if chance.random() < 0.5 and not bred.dead(chance.uniform(0.0, 0.15)):
-                    os.kill(bred.pid, chance.choice(SIGNALS))
+                    bred.signal(chance.choice(SIGNALS))
                 children = [child.pid for child in psutil.Process(bred.pid).children(recursive=True)]
             except psutil.NoSuchProcess:
                 children = []
@@ -95,6 +106,7 @@ def signalled(folder: Path, count: int, seed: int) -> dict[str, int]:
                 prefixes.append(stale_prefix(identity_of(folder)))
     finally:
         breeder.close()
+    assert ends.pop("FAILED", 0) == len(LATE.findall((folder / "log").read_text())), (folder / "log").read_text()
     verdict = torture(folder, seed=seed, kills=0)
     assert not verdict.wrong, f"seed {seed}: {verdict}"
     assert not left_over(prefixes)
@@ -102,7 +114,7 @@ def signalled(folder: Path, count: int, seed: int) -> dict[str, int]:
     return ends
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_signals_at_random_times_end_a_system_in_order_and_lose_nothing(tmp_path: Path) -> None:
     ends = signalled(tmp_path, 12, random.randrange(10**6))
     assert set(ends) <= {"OK", "NOT_DRAINED", "before it listened"}, ends
@@ -118,7 +130,7 @@ def test_500_signals_at_random_times_end_a_system_in_order_and_lose_nothing(tmp_
 MANY = """
     import os, sys
     from pathlib import Path
-    from actors import StartFailed, System
+    from actors import StartFailed
     from actors.launch import prepare
     from tests.torture.topology import topology
 
@@ -128,14 +140,14 @@ MANY = """
     answers, answers_w = os.pipe()
     end, end_w = os.pipe()
     pids = []
-    for _ in range(50):
+    for number in range(50):
         pid = os.fork()
         if not pid:
             os.close(begin_w)
             os.close(end_w)
             os.read(begin, 1)
             try:
-                system = app.start()
+                system = app.start() if number % 10 == 0 else prepare(app).start()
                 os.write(answers_w, b"%d won\\n" % os.getpid())
                 os.read(end, 1)
                 system.stop(drain=False)
@@ -154,14 +166,15 @@ MANY = """
 """
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_of_50_starts_of_a_system_at_once_exactly_one_wins_and_the_others_say_who(tmp_path: Path) -> None:
+    """Most of them launch no fork server before they have won: 50 of those at once take a slow machine minutes."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MANY), str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -200,7 +213,7 @@ def restarts_leave_nothing(folder: Path, restarts: int, at_once: int) -> dict[st
     me = psutil.Process()
     with topology(folder).start() as system:
         prefix = stale_prefix(identity_of(folder))
-        done = 0
+        done, least = 0, math.inf
         while done < restarts:
             epochs = {name: system.block(f"w-{name}").get(Field.RESTARTS) for name in WORKERS}
             chosen = chance.sample(WORKERS, at_once)
@@ -212,7 +225,10 @@ def restarts_leave_nothing(folder: Path, restarts: int, at_once: int) -> dict[st
                     block.get(Field.SESSION) and block.get(Field.PID) for block in blocks.values()
                 )
 
-            until(again, "the restarts", 30.0)
+            until(again, "the restarts")
+            # What is read from who died is closed by a thread of its own, which may wait for the disk meanwhile.
+            until(lambda: me.num_fds() <= least, "the descriptors of who died to be closed")  # noqa: B023 - called at once
+            least = min(least, me.num_fds())
             for what, value in (
                 ("descriptors", me.num_fds()),
                 ("threads", me.num_threads()),
@@ -232,12 +248,14 @@ def restarts_leave_nothing(folder: Path, restarts: int, at_once: int) -> dict[st
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("no_spare")
 def test_restarts_leave_no_descriptor_segment_thread_or_memory_behind(tmp_path: Path) -> None:
     restarts_leave_nothing(tmp_path, 200, 4)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("no_spare")
 def test_1000_restarts_leave_no_descriptor_segment_thread_or_memory_behind(tmp_path: Path) -> None:
     restarts_leave_nothing(tmp_path, 1000, 4)
 

@@ -44,7 +44,7 @@ def test_many_random_kills_lose_double_and_reorder_nothing(tmp_path: Path) -> No
     check(tmp_path, 10_000, 200)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mutation", sorted(MUTATIONS))
 def test_sabotage_is_caught(tmp_path: Path, mutation: str) -> None:
     """The same torture over a runtime that does one thing wrong must not pass. (A few kills may miss the moment.)"""
