@@ -774,6 +774,21 @@ async def test_who_goes_away_in_the_handshake_is_no_warning_and_who_speaks_somet
 
 
 @asynchronous
+async def test_what_is_sent_to_a_peer_that_has_just_gone_is_lost_without_a_word(unix, caplog):
+    """All of it in the turn of the loop in which the first write fails: asyncio would warn of each that follows."""
+    async with await StreamTransport.open("alice", listen=[unix], timing=QUICK, on_event=(watch := Watch())) as alice:
+        peer = await RawPeer.connect(unix)
+        await peer.meet(terms("bob"), "alice")
+        assert await alice.next_message() == ("bob", b"")
+        peer.writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        for _ in range(20):
+            await alice.send_message("bob", bytes(1000))
+        await watch.fault("ConnectionLost")
+        await peer.close()
+    assert caplog.records == []
+
+
+@asynchronous
 async def test_a_listener_of_events_that_fails_is_logged_and_harms_nothing(unix, caplog):
     def fails(event):
         raise RuntimeError("out of paper")
