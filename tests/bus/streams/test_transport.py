@@ -301,7 +301,7 @@ async def test_a_rival_makes_a_dead_connection_be_noticed_sooner(unix, tmp_path)
     asked: asyncio.Queue[RawPeer] = asyncio.Queue()
     server = await asyncio.start_unix_server(lambda *streams: asked.put_nowait(RawPeer(*streams)), with_bob.path)
     watch, bob = Watch(), terms("bob", heartbeat_ms=40)
-    patient = Timing(handshake=60.0, heartbeat=0.04, missed=10_000, retry_first=5.0)
+    patient = Timing(handshake=60.0, heartbeat=0.04, missed=10_000, retry_first=1e3, retry_longest=1e3)
     async with await StreamTransport.open(
         "alice", listen=[unix], connect={"bob": with_bob}, timing=patient, on_event=watch
     ) as alice:
