@@ -126,7 +126,7 @@ class Careful:
                         waits = not self._alone(arrival, seq, bytes(raw))
                     except JournalFull as error:
                         self._dispatcher.rollback()
-                        self._tell_full(f"{arrival.link.name}/{seq}", error)
+                        self.tell_full(f"message {arrival.link.name}/{seq} waits, and all behind it", error)
                         self.crowded = waits = True
                         self._full.add(arrival.link)
                         self._block(arrival.link, time.monotonic() + FULL_PAUSE)
@@ -239,14 +239,12 @@ class Careful:
             cells[Field.RETRY_AT_NS], cells[Field.RETRY_ORDERED] = int(until * 1e9), ordered
             cells[Field.RETRY_PEER] = link.index + 1
 
-    def _tell_full(self, message_id: str, error: JournalFull) -> None:
+    def tell_full(self, who: str, error: JournalFull) -> None:
         """Where there is a journal the status has an alarm: what is full there gets room when others consume."""
         now = time.monotonic()
         if self._endpoint.journal is None and now >= self._full_told_at + FULL_TOLD:
             self._full_told_at = now
-            log.warning(
-                "message %s waits, and all behind it: there is no room for what it sends: %s", message_id, error
-            )
+            log.warning("%s: there is no room for what it sends: %s", who, error)
 
     def _block(self, link: Link, until: float) -> None:
         self.blocked[link] = max(until, self.blocked.get(link, until))

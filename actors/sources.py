@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import nullcontext
 
@@ -11,6 +12,8 @@ from actors.dispatch import Dispatcher
 from actors.hosted import Hosted
 from actors.system_errors import HandlerFailed
 from persist import JournalFull
+
+log = logging.getLogger("ringleader")
 
 LOOP_CALLS = 1024  # on_loop calls of one handler in one transaction
 LOOP_SECONDS = 0.001  # and the time they may take together
@@ -58,11 +61,17 @@ class Sources:
             limit = source_attempts(hosted.plan.policy, self._max_attempts)
             if limit is not None and hosted.failures >= limit:
                 raise HandlerFailed(hosted.name, "on_loop", hosted.failures) from error
-            hosted.due = time.monotonic() + min(RETRY_PAUSE * 2 ** min(hosted.failures, 20), RETRY_LONGEST)
+            pause = min(RETRY_PAUSE * 2 ** min(hosted.failures, 20), RETRY_LONGEST)
+            hosted.due = time.monotonic() + pause
+            often = f"{hosted.failures}{'' if limit is None else f' of {limit}'} in a row"
+            log.warning(
+                "on_loop of %s failed (%s), it is called again in %.1f s", hosted.name, often, pause, exc_info=error
+            )
             return
         try:
             self._dispatcher.commit_source(prepared)
-        except JournalFull:
+        except JournalFull as error:
+            self._dispatcher.careful.tell_full(f"on_loop of {hosted.name} waits", error)
             hosted.due = time.monotonic() + FULL_PAUSE  # not its fault: no failure is counted
             return
         hosted.failures = 0

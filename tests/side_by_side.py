@@ -1,47 +1,64 @@
-"""`python -m tests.side_by_side [options of pytest]`: all tests, in two halves at once.
+"""`python -m tests.side_by_side [options of pytest]`: all tests, in parts, two of them at any time.
 
 Most tests wait for processes more than they compute. Every test looks whether it has left a segment behind in /dev/shm,
-so each half gets one of its own. Where the system does not allow that (it takes a mount namespace), the halves run one
-after the other. The status is the worse one of both.
+so each part gets one of its own. Where the system does not allow that (it takes a mount namespace), one part runs after
+the other. The status is the worst one; a part of which the options leave nothing is none.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import IO
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
-FIRST = ["tests/actors", "tests/bus"]
-HALVES = (FIRST, ["tests", *(f"--ignore={folder}" for folder in FIRST)])
+SHARES = 9  # so many that both end at about the same time, so few that starting pytest costs little
 OWN_SHM = (
     *("unshare", "--mount", "--propagation", "private", "sh", "-c"),
     *('mount -t tmpfs -o mode=1777 tmpfs /dev/shm && exec "$@"', "sh"),
 )
 
 
+def parts() -> list[list[str]]:
+    """What takes longest comes first, and alone; all other files are dealt out like cards."""
+    files = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/**/test_*.py"))
+    torture = [file for file in files if file.startswith("tests/torture/")]
+    others = [file for file in files if file not in torture]
+    return [torture, *(others[share::SHARES] for share in range(SHARES))]
+
+
 def main(options: list[str]) -> int:
-    if not _may_have_own_shm():
-        print("no mount namespaces here: one half after the other", flush=True)
-        return max(subprocess.run(_command(half, options), cwd=ROOT, check=False).returncode for half in HALVES)
-    first, second = HALVES
-    with tempfile.TemporaryFile() as kept:
-        other = _start(second, options, kept)
-        status = _start(first, options, None).wait()
-        status = max(status, other.wait())
-        kept.seek(0)
-        sys.stdout.write(kept.read().decode("utf-8", "replace"))
-    return status
+    at_once = 2 if _may_have_own_shm() else 1
+    if at_once == 1:
+        print("no mount namespaces here: one part after the other", flush=True)
+    statuses = []
+    with ThreadPoolExecutor(at_once) as pool:
+        running = [pool.submit(_run, part, options, OWN_SHM if at_once > 1 else ()) for part in parts()]
+        try:
+            for one in as_completed(running):
+                status, output = one.result()
+                sys.stdout.buffer.write(output)
+                sys.stdout.flush()
+                statuses.append(status)
+        except KeyboardInterrupt:  # whatever runs has heard of it, too
+            pool.shutdown(cancel_futures=True)
+            return pytest.ExitCode.INTERRUPTED
+    return worst(statuses)
 
 
-def _command(half: list[str], options: list[str]) -> list[str]:
-    return [sys.executable, "-m", "pytest", *half, *options]
+def worst(statuses: Sequence[int]) -> int:
+    none = pytest.ExitCode.NO_TESTS_COLLECTED
+    return max((status for status in statuses if status != none), default=none)
 
 
-def _start(half: list[str], options: list[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*OWN_SHM, *_command(half, options)], cwd=ROOT, stdout=output, stderr=output)
+def _run(files: list[str], options: list[str], beginning: tuple[str, ...]) -> tuple[int, bytes]:
+    command = [*beginning, sys.executable, "-m", "pytest", *files, *options]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    return abs(done.returncode), done.stdout
 
 
 def _may_have_own_shm() -> bool:

@@ -85,15 +85,14 @@ class Noise:
                 return logging.WARNING if lasting else event.level
             case Rejected(fault=AlreadyConnected()):
                 return logging.DEBUG
-            case Rejected(fault=ConnectionLost()):  # it went away, or was killed: as usual as the end of a connection
-                return logging.INFO
             case Rejected(fault=fault):
                 name = type(fault).__name__
                 last = self._last.get(name, float("-inf"))
                 if now - last < QUIET_FOR:
                     return logging.DEBUG
                 self._last[name] = now
-                return event.level
+                # It went away, or was killed: as usual as the end of a connection.
+                return logging.INFO if isinstance(fault, ConnectionLost) else event.level
             case Connected(peer=peer):
                 self._unreachable.pop(peer, None)
         return event.level

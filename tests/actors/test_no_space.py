@@ -350,3 +350,12 @@ def test_a_message_that_finds_no_room_in_shared_memory_waits_and_says_so(folder:
         in ended.stderr
     )
     assert ended.stderr.count("waits") == 1
+
+
+def test_an_on_loop_that_finds_no_room_in_shared_memory_waits_and_says_so(folder: Path) -> None:
+    source = LARGE.replace("@handle\n        def on_make(self, make: Make)", "def on_loop(self)")
+    source = source.replace("make.size", "64 << 20").replace('app.external("maker", Make)', "")
+    ended = run(folder, {Path("/dev/shm"): "16m"}, source.replace('system.send("maker", Make(64 << 20))', ""))
+    assert ended.returncode == 0, ended.stderr
+    assert "on_loop of maker waits: there is no room for what it sends: no room on disk for" in ended.stderr
+    assert ended.stderr.count("waits") == 1

@@ -341,12 +341,15 @@ class BadSource(Handler, max_attempts=2):
         raise RuntimeError("no more")
 
 
-def test_an_on_loop_may_fail_as_often_as_its_handler_says(directory: Path) -> None:
+def test_an_on_loop_may_fail_as_often_as_its_handler_says(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     app = Topology("sources", directory=directory, max_attempts=50, max_restarts=0)
     app.worker("work", source=BadSource)
     system = app.start()
     assert system.join(30) is ExitStatus.GAVE_UP
     assert "on_loop of handler 'source' failed 2 times in a row" in system.reason
+    [told] = [record for record in caplog.records if record.getMessage().startswith("on_loop")]
+    assert told.getMessage() == "on_loop of source failed (1 of 2 in a row), it is called again in 0.1 s"
+    assert "RuntimeError: no more" in (told.exc_text or "")
 
 
 class Count(State):
