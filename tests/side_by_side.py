@@ -61,6 +61,11 @@ def _run(files: list[str], options: list[str], beginning: tuple[str, ...]) -> tu
     return abs(done.returncode), done.stdout
 
 
+def own_shm() -> tuple[str, ...]:
+    """What a command is to begin with that shall see no segments but its own; empty where that is not allowed."""
+    return OWN_SHM if _may_have_own_shm() else ()
+
+
 def _may_have_own_shm() -> bool:
     try:
         return subprocess.run([*OWN_SHM, "true"], capture_output=True, check=False).returncode == 0

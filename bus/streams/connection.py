@@ -104,7 +104,8 @@ class Connection(asyncio.BufferedProtocol):
     # ------------------------------------------------------------------------------------------- what its owner calls
     def write(self, contents: bytes) -> None:
         """At once if the socket takes it, from a buffer otherwise. Nothing if the connection has ended."""
-        if self.fault is None and self._transport is not None:
+        # Where a write has failed asyncio says so in its next turn only, and warns of further ones until then.
+        if self.fault is None and self._transport is not None and not self._transport.is_closing():
             self.wrote = self._time()
             self._transport.write(frame(contents if self._seal is None else self._seal.close(contents)))
 

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from tests.bus.variants import Edit, copy_sources
+from tests.side_by_side import own_shm
 
 ROOT = Path(__file__).parents[2]
 SANITIZERS = "address,undefined"
@@ -70,7 +71,9 @@ def environment(place: Path) -> dict[str, str]:
 
 
 def pytest(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=sys", *arguments]
+    """Every test looks whether it has left a segment behind: those of systems that run beside it are none of its."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=sys", *arguments]
+    return [*own_shm(), *command]
 
 
 def build_and_test(place: Path, arguments: list[str], **building: str) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,16 @@ from tests.bus.test_ring_processes import finish
 ROUNDS = 6000
 LONG = 30.0  # seconds nobody should have to wait
 SOON = 5.0
+
+
+def soonest(call: Callable[[], object]) -> float:
+    """How many seconds it takes: the least of three times, since now and then the machine may let it stand still."""
+    took = []
+    for _ in range(3):
+        start = time.monotonic()
+        call()
+        took.append(time.monotonic() - start)
+    return min(took)
 
 
 @contextmanager
@@ -43,21 +54,25 @@ def word_of(buffer: bytearray, offset: int = 0) -> int:
 @each
 def test_a_wait_without_arming_returns_at_once(name: str) -> None:
     bell = DOORBELLS[name](bytearray(8))
-    start = time.monotonic()
-    assert bell.wait(LONG) is True
-    assert time.monotonic() - start < SOON
+
+    def wait() -> None:
+        assert bell.wait(LONG) is True
+
+    assert soonest(wait) < SOON
 
 
 @pairs
 def test_rung_after_arming_returns_at_once(producer: str, consumer: str) -> None:
     buffer = bytearray(8)
     here, there = DOORBELLS[consumer](buffer), DOORBELLS[producer](buffer)
-    here.arm()
-    assert there.ring() is True
-    assert there.ring() is False, "one ring is enough"
-    start = time.monotonic()
-    assert here.wait(LONG) is True
-    assert time.monotonic() - start < SOON
+
+    def wait() -> None:
+        here.arm()
+        assert there.ring() is True
+        assert there.ring() is False, "one ring is enough"
+        assert here.wait(LONG) is True
+
+    assert soonest(wait) < SOON
 
 
 @each
@@ -76,10 +91,12 @@ def test_ringing_when_nobody_waits_does_nothing(name: str) -> None:
 def test_a_wait_ends_at_its_bound(name: str) -> None:
     bell = DOORBELLS[name](bytearray(8))
     bell.arm()
-    for timeout in (0.0, -1.0, 1e-9, 0.02):
-        start = time.monotonic()
+
+    def wait(timeout: float) -> None:
         assert bell.wait(timeout) is False
-        assert max(0.0, timeout) * 0.9 <= time.monotonic() - start < SOON
+
+    for timeout in (0.0, -1.0, 1e-9, 0.02):
+        assert max(0.0, timeout) * 0.9 <= soonest(partial(wait, timeout)) < SOON
 
 
 @each
@@ -107,21 +124,23 @@ def threads_switch_only_when_they_block() -> Iterator[None]:
 def test_other_threads_run_while_one_waits_and_the_bell_stays_open(name: str) -> None:
     buffer = bytearray(8)
     bell, other = DOORBELLS[name](buffer), DOORBELLS[name](buffer)
-    entered = threading.Event()
-    bell.arm()
 
-    def wait() -> bool:
-        entered.set()
-        return bool(bell.wait(LONG))
+    def sleep_and_wake() -> None:
+        entered = threading.Event()
+        bell.arm()
 
-    start = time.monotonic()
-    with threads_switch_only_when_they_block(), background(wait) as results:
-        assert entered.wait(SOON)  # and from here on the other thread is asleep in its wait
-        with pytest.raises(BufferError, match="somebody waits"):
-            bell.close()
-        assert other.ring() is True
-    assert results == [True]
-    assert time.monotonic() - start < SOON
+        def wait() -> bool:
+            entered.set()
+            return bool(bell.wait(LONG))
+
+        with threads_switch_only_when_they_block(), background(wait) as results:
+            assert entered.wait(LONG)  # and from here on the other thread is asleep in its wait
+            with pytest.raises(BufferError, match="somebody waits"):
+                bell.close()
+            assert other.ring() is True
+        assert results == [True]
+
+    assert soonest(sleep_and_wake) < SOON
     bell.close()
 
 
@@ -135,6 +154,7 @@ def test_a_signal_ends_a_wait_and_its_handler_runs_at_once(name: str) -> None:
     def tell(*_: object) -> None:
         raise Told
 
+    took = []
     before = signal.signal(signal.SIGALRM, tell)
     try:
         bell.arm()
@@ -143,10 +163,12 @@ def test_a_signal_ends_a_wait_and_its_handler_runs_at_once(name: str) -> None:
             with pytest.raises(Told):  # noqa: PT012 - it may come before the wait
                 signal.setitimer(signal.ITIMER_REAL, 0.0005 + number * 1e-5)
                 bell.wait(LONG)
-            assert time.monotonic() - start < SOON
+            took.append(time.monotonic() - start)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    assert max(took) < LONG, "one went on to its bound"
+    assert sorted(took)[50] < SOON
     bell.close()
 
 

@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from actors import careful, codec_runs, dispatch, endpoint, hosted, local_messages, polling, wiring, worker
+from actors import (
+    careful,
+    codec_runs,
+    dispatch,
+    endpoint,
+    hosted,
+    housekeeping,
+    local_messages,
+    polling,
+    sources,
+    wiring,
+    worker,
+)
 from actors import system as system_module
 from actors.claims import Claims
 from actors.codec import FLAG_ASK, StateCodec
@@ -95,6 +107,8 @@ def simulated(scene: Scene, clock: Clock) -> Iterator[None]:
         mock.patch.object(polling, "time", clock),
         mock.patch.object(hosted, "StateCodec", _state_codec),
         mock.patch.object(endpoint, "time", clock),
+        mock.patch.object(housekeeping, "time", clock),
+        mock.patch.object(sources, "time", clock),
     ):
         yield
 

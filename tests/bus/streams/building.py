@@ -17,8 +17,8 @@ from bus.streams.handshake import Dialogue, Session, Terms, acceptor, connector
 
 DEADLINE = 100.0
 KEY = b"a secret of 32 bytes, or thereby"
-QUICK = Timing(handshake=2.0, heartbeat=0.5, retry_first=0.01, retry_longest=0.05, linger=0.5)
-RESTLESS = Timing(handshake=2.0, heartbeat=0.04, retry_first=0.01, retry_longest=0.05, linger=0.2)
+QUICK = Timing(handshake=60.0, heartbeat=0.5, retry_first=0.01, retry_longest=0.05, linger=0.5)
+RESTLESS = Timing(handshake=60.0, heartbeat=0.04, retry_first=0.01, retry_longest=0.05, linger=0.2)
 
 T = TypeVar("T")
 

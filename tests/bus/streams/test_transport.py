@@ -301,7 +301,7 @@ async def test_a_rival_makes_a_dead_connection_be_noticed_sooner(unix, tmp_path)
     asked: asyncio.Queue[RawPeer] = asyncio.Queue()
     server = await asyncio.start_unix_server(lambda *streams: asked.put_nowait(RawPeer(*streams)), with_bob.path)
     watch, bob = Watch(), terms("bob", heartbeat_ms=40)
-    patient = Timing(handshake=2.0, heartbeat=0.04, missed=10_000, retry_first=5.0)
+    patient = Timing(handshake=60.0, heartbeat=0.04, missed=10_000, retry_first=1e3, retry_longest=1e3)
     async with await StreamTransport.open(
         "alice", listen=[unix], connect={"bob": with_bob}, timing=patient, on_event=watch
     ) as alice:
@@ -771,6 +771,21 @@ async def test_who_goes_away_in_the_handshake_is_no_warning_and_who_speaks_somet
             await watch.fault(fault)
             await stranger.close()
     assert [record.levelno for record in caplog.records] == [logging.INFO, logging.WARNING]
+
+
+@asynchronous
+async def test_what_is_sent_to_a_peer_that_has_just_gone_is_lost_without_a_word(unix, caplog):
+    """All of it in the turn of the loop in which the first write fails: asyncio would warn of each that follows."""
+    async with await StreamTransport.open("alice", listen=[unix], timing=QUICK, on_event=(watch := Watch())) as alice:
+        peer = await RawPeer.connect(unix)
+        await peer.meet(terms("bob"), "alice")
+        assert await alice.next_message() == ("bob", b"")
+        peer.writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        for _ in range(20):
+            await alice.send_message("bob", bytes(1000))
+        await watch.fault("ConnectionLost")
+        await peer.close()
+    assert caplog.records == []
 
 
 @asynchronous

@@ -155,7 +155,8 @@ class Wrapped:
         self.keep_out: Callable[[bytes], bool] = lambda frame: False
         self.keep_in: Callable[[bytes], bool] = lambda frame: False
         self.fail: Exception | None = None
-        self.delay = 0.0
+        self.open = asyncio.Event()  # frames on their way out wait for it
+        self.open.set()
 
     @property
     def local_id(self) -> PeerId:
@@ -171,8 +172,7 @@ class Wrapped:
     async def send_message(self, peer: PeerId, frame: bytes) -> None:
         if self.fail:
             raise self.fail
-        if self.delay:
-            await asyncio.sleep(self.delay)
+        await self.open.wait()
         if not self.keep_out(frame):
             self.sent.append((peer, frame))
             await self.inner.send_message(peer, frame)

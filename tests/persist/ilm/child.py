@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from bus import StreamTransport, UnixAddress
+from bus import StreamTransport, Timing, UnixAddress
 from persist.ilm.backend_journal import JournalBackend
 from persist.ilm.delivery import Effects
 from persist.ilm.facade import ILM
@@ -32,6 +32,7 @@ async def main(name: str, peer: str, place: Path, count: int) -> None:
         name,
         listen=[UnixAddress(str(place / name))] if name < peer else [],
         connect={} if name < peer else {peer: UnixAddress(str(place / peer))},
+        timing=Timing(handshake=60.0),  # to be given up for being slow would be a warning
     )
     ilm = await ILM.open(JournalBackend(place / f"{name}.journal"), deliver, transport, retry=(0.02, 0.5), batch=20)
     sent = ilm.statistics()[peer].sent if peer in ilm.statistics() else 0

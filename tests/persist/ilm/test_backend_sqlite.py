@@ -265,16 +265,17 @@ def test_a_forked_child_cannot_use_its_parents_database(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------- kill -9
 GROWING = """
-import os, sys
+import os, signal, sys
 from persist.ilm.backend import Change, Run
 from persist.ilm.backend_sqlite import SQLiteBackend
 backend = SQLiteBackend(sys.argv[1])
 assigned = backend.recover().get("bob")
 number = assigned.assigned if assigned else 0
-while True:
+while number < 40:  # whoever is to kill it may be late, and disks have an end
     number += 1
     backend.commit(Change([("bob", Run(number, 1, bytes(960_000)))]))
     os.write(1, b"%d\\n" % number)
+signal.pause()
 """
 
 

@@ -22,6 +22,7 @@ from persist.ilm.facade import ILM
 from persist.ilm.memory_network import MemoryNetwork
 from persist.ilm.message import ILMMessage
 from tests.persist.ilm.building import (
+    DEADLINE,
     FlakyBackend,
     Got,
     Two,
@@ -269,16 +270,21 @@ async def test_shutdown_lets_senders_go_who_wait_for_room() -> None:
 
 
 @scenario
-async def test_shutdown_acknowledges_what_was_delivered() -> None:
+async def test_shutdown_acknowledges_what_was_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The acknowledgement is on its way when it begins."""
+    monkeypatch.setattr(peerings_module, "LAST_WORDS", DEADLINE)
     two = Two()
     async with await two.open("a") as a:
         b = await two.open("b")
         await until(lambda: b._known and b._known["a"].session.greeted)
-        two.transports["b"].delay = 0.02
+        two.transports["b"].open.clear()
         await a.send_many("b", SEVERAL)
         await until(lambda: len(two.got["b"].messages) == 100)
         assert a.pending() == 100
-        await b.shutdown(0)
+        ending = asyncio.create_task(b.shutdown(0))
+        await until(lambda: b._known["a"].delivery._stopping)
+        two.transports["b"].open.set()
+        await ending
         await until(lambda: a.pending() == 0)
 
 

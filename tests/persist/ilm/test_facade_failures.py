@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Awaitable
-from typing import TypeVar
 
 import pytest
 
+from persist.ilm import waiting
 from persist.ilm.errors import (
     BackendFailed,
     BackendFailedBeforeSync,
@@ -35,8 +34,13 @@ from tests.persist.ilm.building import (
     until,
 )
 
-T = TypeVar("T")
 SEVERAL = [b"%d" % number for number in range(100)]
+
+
+@pytest.fixture(autouse=True)
+def nobody_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every wait looks again after some seconds, which would hide that nobody woke it: here none does."""
+    monkeypatch.setattr(waiting, "LONGEST", 1e6)
 
 
 # ------------------------------------------------------------------------------------------------ durability
@@ -316,11 +320,6 @@ def no_room(*_: object) -> None:
     raise StorageFull("what a test commits")
 
 
-async def soon(sending: Awaitable[T]) -> T:
-    async with asyncio.timeout(2):
-        return await sending
-
-
 @scenario
 async def test_forgetting_that_finds_no_room_changes_nothing() -> None:
     two = Two()
@@ -331,7 +330,7 @@ async def test_forgetting_that_finds_no_room_changes_nothing() -> None:
         with pytest.raises(StorageFull):
             await a.forget("b")
         two.backends["a"].refuse = lambda change: None
-        assert await soon(a.send_to("b", b"2")) == 2
+        assert await a.send_to("b", b"2") == 2
         await b.send_to("a", b"3")
         await until(lambda: a.pending() == b.pending() == 0)
         assert not b.problems()
@@ -380,16 +379,16 @@ async def test_forgetting_that_finds_no_room_later_is_finished_by_another(where:
         with pytest.raises(StorageFull):
             await a.forget("b")
         with pytest.raises(StorageFull):
-            await soon(waiting)
+            await waiting
         with pytest.raises(StorageFull):
-            await soon(a.send_to("b", b"no"))
+            await a.send_to("b", b"no")
         assert [type(error) for error in a.problems()["b"]] == [StorageFull]
         assert await a.send_to("c", b"others") == 1 if where == "drop" else True
         flaky.__dict__.pop("forget", None)
         flaky.refuse = lambda change: None
         assert await a.forget("b") == [ILMMessage("a", "b", 1, b"1")]
         assert not a.problems()
-        assert await soon(a.send_to("b", b"2")) == 2
+        assert await a.send_to("b", b"2") == 2
         async with await two.open("b"):
             await until(lambda: a.pending("b") == 0)
     assert two.got["b"].contents == [b"2"]
@@ -405,7 +404,7 @@ async def test_forgetting_that_found_no_room_is_finished_by_an_opening_with_room
     with pytest.raises(StorageFull):
         await a.forget("b")
     with pytest.raises(ShutdownTimedOut):
-        await soon(a.shutdown())
+        await a.shutdown()
     with pytest.raises(StorageFull):
         await two.open("a")
     await two.transports["a"].close()
@@ -431,9 +430,9 @@ async def test_a_target_that_raises_what_is_no_exception_is_noticed() -> None:
         b = await two.open("b", deliver)
         await a.send_to("b", b"1")
         with pytest.raises(ILMBroken, match="deliver from 'a': Outcome: of a test"):
-            await soon(b.wait_closed())
+            await b.wait_closed()
         with pytest.raises(ILMBroken, match="Outcome"):
-            await soon(b.shutdown())
+            await b.shutdown()
         assert two.problems["b"].kinds() == [ILMBroken]
 
 
@@ -445,8 +444,7 @@ async def test_tasks_that_someone_else_cancels_are_noticed() -> None:
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
     with pytest.raises(ILMBroken, match="someone else cancelled"):
-        async with asyncio.timeout(1):
-            await a.shutdown()
+        await a.shutdown()
     async with await two.open("a") as a:
         assert a.pending() == 1
 
