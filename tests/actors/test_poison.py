@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -337,15 +338,23 @@ def test_attempts_that_wait_are_counted_durably_before_the_next(directory: Path,
 
 # ---------------------------------------------------------------------------------------------------- no messages
 class BadSource(Handler, max_attempts=2):
+    """It is good until the gate is there."""
+
+    def __init__(self, gate: str) -> None:
+        self.gate = gate
+
     def on_loop(self) -> float | None:
+        if not os.path.exists(self.gate):
+            return 0.01
         raise RuntimeError("no more")
 
 
-def test_an_on_loop_may_fail_as_often_as_its_handler_says(directory: Path) -> None:
+def test_an_on_loop_may_fail_as_often_as_its_handler_says(directory: Path, gate: Path) -> None:
     app = Topology("sources", directory=directory, max_attempts=50, max_restarts=0)
-    app.worker("work", source=BadSource)
+    app.worker("work", source=BadSource.spec(str(gate)))
     system = app.start()
-    assert system.join(30) is ExitStatus.GAVE_UP
+    gate.touch()  # only now: a worker that has died before the supervisor has seen it up, is a start that failed
+    assert system.join(60) is ExitStatus.GAVE_UP
     assert "on_loop of handler 'source' failed 2 times in a row" in system.reason
 
 
