@@ -23,6 +23,7 @@ from actors.exits import WorkerExit
 from actors.guardian import children_of
 from actors.process import LaunchFailed, WorkerProcess, start_forkserver, stop_forkserver
 from tests.actors import targets
+from tests.actors.faked import send
 from tests.actors.waiting import dead_within, text_of, until
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,16 @@ def test_no_exit_code_while_it_is_not_dead(started) -> None:
     assert started[0].poll() is None
     started[0].kill()
     assert ended(started[0]) == -signal.SIGKILL
+
+
+def test_exit_code_is_reported_by_a_fork_server_that_was_stopped(started, monkeypatch: pytest.MonkeyPatch) -> None:
+    started.append(WorkerProcess.start(targets.holds))
+    server = server_pid()
+    send(server, signal.SIGSTOP)
+    monkeypatch.setattr(process_module, "WAKE_AFTER", 0.1)
+    os.kill(started[0].pid, signal.SIGKILL)
+    assert ended(started[0]) == -signal.SIGKILL
+    assert server_pid() == server
 
 
 def test_worker_is_set_apart_from_the_terminal(started, tmp_path: Path) -> None:
