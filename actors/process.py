@@ -41,7 +41,7 @@ from actors.process_options import ProcessOptions
 from actors.user_account import Account
 
 AS_IT_IS = ProcessOptions()
-WAKE_AFTER = 1.0  # seconds until a fork server that does not answer, or tells no end, is told to go on: it may be stopped
+WAKE_AFTER = 1.0  # seconds until a fork server that does not answer is taken for stopped, and told to go on
 LAUNCH_TIMEOUT = 5.0  # seconds until it is taken for stuck, and ended
 FIRST_TIMEOUT = (
     10.0  # seconds for the first answer of a new one, which imports first; the next launch may have more luck

@@ -39,10 +39,10 @@ def guardian_pid() -> int:
 
 
 def server_pid() -> int:
-    """The fork server: the guardian's first child, for the guardian adopts others only later."""
-    children = children_of(guardian_pid())
+    """The fork server: the guardian's first child, for the guardian adopts others only later. Numbers of processes wrap
+    around, so it need not have the smallest one; the kernel lists the first one first."""
     until(lambda: children_of(guardian_pid()), "the fork server to be forked")
-    return min(children or children_of(guardian_pid()))
+    return children_of(guardian_pid())[0]
 
 
 def ended(process: WorkerProcess, seconds: float = 60.0) -> int:
