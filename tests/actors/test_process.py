@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import select
@@ -186,6 +187,7 @@ def test_starts_leave_no_descriptor_behind() -> None:
         process.close()
 
     run_one()
+    gc.collect()  # what the tests before have left would be let go of at any moment, with its descriptors
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         run_one()
@@ -217,6 +219,7 @@ def test_stuck_fork_server_is_a_failed_launch(started, tmp_path: Path, monkeypat
     os.kill(server, signal.SIGSTOP)
     try:
         monkeypatch.setattr(process_module, "LAUNCH_TIMEOUT", 0.2)
+        monkeypatch.setattr(forkserver_module, "CLEANING", 60.0)
         monkeypatch.setattr(process_module._server, "wake", lambda: None)
         reason = r"'ringleader: worker' could not be launched: .*timed out, so it was ended"
         with pytest.raises(LaunchFailed, match=reason):
@@ -314,7 +317,7 @@ def test_fork_server_is_not_stopped_under_a_living_worker(started) -> None:
     started[0].kill()
     ended(started[0])
     server = server_pid()
-    stop_forkserver()
+    stop_forkserver(timeout=60)
     assert not psutil.pid_exists(server)
     stop_forkserver()
     started.append(WorkerProcess.start(targets.returns, (1,)))
