@@ -295,7 +295,8 @@ def test_a_stop_does_not_wait_for_the_next_attempt(directory: Path, log: Log) ->
         log.wait_for(1)
         started = time.monotonic()
         assert system.stop(drain=False) is ExitStatus.NOT_DRAINED
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60, "less than it waits"
+    assert len(log.tries(1)) == 1
 
 
 def test_a_drain_waits_for_the_next_attempt(directory: Path, log: Log, gate: Path) -> None:
@@ -312,9 +313,10 @@ def test_a_drain_waits_for_the_next_attempt(directory: Path, log: Log, gate: Pat
 def test_a_drain_does_not_wait_longer_than_its_deadline(directory: Path, log: Log) -> None:
     system = one(directory, log, VeryLate, drain_timeout=0.3).start()
     system.send("worker", Job(1, "raise"))
-    log.wait_for(1)
+    counted = {("gateway", 1): 1}
+    until(lambda: read(directory / "journals" / "work").attempts == counted, "the first attempt to be counted")
     assert system.stop() is ExitStatus.NOT_DRAINED
-    assert read(directory / "journals" / "work").attempts == {("gateway", 1): 1}
+    assert read(directory / "journals" / "work").attempts == counted
 
 
 def test_attempts_that_wait_are_counted_durably_before_the_next(directory: Path, log: Log) -> None:
