@@ -908,8 +908,8 @@ def test_real_worker_that_is_stopped_is_not_taken_for_dead(start) -> None:
 def test_real_worker_that_does_not_listen_is_killed(start) -> None:
     system = start(a="obeys", b="deaf", stop_now_timeout=0.2)
     system.supervisor.request_stop_now()
-    _, killed = system.wait_for(events.WorkerKilled)
-    assert killed.name == "b"
+    while system.wait_for(events.WorkerKilled)[1].name != "b":
+        pass  # so is the other one, where the machine does not let it end in so short a time
     assert system.ended() is ExitStatus.NOT_DRAINED
 
 
