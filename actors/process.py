@@ -46,7 +46,7 @@ LAUNCH_TIMEOUT = 5.0  # seconds until it is taken for stuck, and ended
 FIRST_TIMEOUT = (
     10.0  # seconds for the first answer of a new one, which imports first; the next launch may have more luck
 )
-STATUS_TIMEOUT = 1.0  # seconds for the fork server to pass on the exit code of a process that is dead already
+STATUS_TIMEOUT = 5.0  # seconds for it to pass on the exit code of a process that is dead already
 _TO_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
 
@@ -158,13 +158,19 @@ class WorkerProcess:
             raise LaunchFailed(title, f"the fork server does not answer ({why or 'it has ended'})") from problem
 
     def poll(self) -> int | None:
-        """Its exit code, or minus the signal that killed it; None while it is not proven dead."""
+        """Its exit code, or minus the signal that killed it; None while it is not proven dead.
+
+        A fork server that is late with it, or was stopped, is waited for, and told to go on, as at a start: without the
+        code a clean end is none, and nobody knows which message was to blame for another one.
+        """
         if self._code is None and readable(self.pidfd, 0):
+            deadline = time.monotonic() + STATUS_TIMEOUT
+            if not readable(self._birth.status, WAKE_AFTER) and self._birth.guardian == _server.pid:
+                _server.wake()
             try:
-                deadline = time.monotonic() + STATUS_TIMEOUT
                 self._code = NUMBER.unpack(read(self._birth.status, NUMBER.size, deadline))[0]
             except (OSError, EOFError):
-                self._code = WorkerExit.LOST  # the fork server, its parent, went down as well
+                self._code = WorkerExit.LOST  # the fork server, its parent, went down as well, or is stuck
         return self._code
 
     def kill(self) -> None:

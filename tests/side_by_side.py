@@ -32,12 +32,12 @@ def parts() -> list[list[str]]:
 
 
 def main(options: list[str]) -> int:
-    at_once = 2 if _may_have_own_shm() else 1
-    if at_once == 1:
+    beginning = own_shm()
+    if not beginning:
         print("no mount namespaces here: one part after the other", flush=True)
     statuses = []
-    with ThreadPoolExecutor(at_once) as pool:
-        running = [pool.submit(_run, part, options, OWN_SHM if at_once > 1 else ()) for part in parts()]
+    with ThreadPoolExecutor(2 if beginning else 1) as pool:
+        running = [pool.submit(_run, beginning, part, options) for part in parts()]
         try:
             for one in as_completed(running):
                 status, output = one.result()
@@ -55,7 +55,7 @@ def worst(statuses: Sequence[int]) -> int:
     return max((status for status in statuses if status != none), default=none)
 
 
-def _run(files: list[str], options: list[str], beginning: tuple[str, ...]) -> tuple[int, bytes]:
+def _run(beginning: tuple[str, ...], files: list[str], options: list[str]) -> tuple[int, bytes]:
     command = [*beginning, sys.executable, "-m", "pytest", *files, *options]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     return abs(done.returncode), done.stdout
@@ -63,14 +63,11 @@ def _run(files: list[str], options: list[str], beginning: tuple[str, ...]) -> tu
 
 def own_shm() -> tuple[str, ...]:
     """What a command is to begin with that shall see no segments but its own; empty where that is not allowed."""
-    return OWN_SHM if _may_have_own_shm() else ()
-
-
-def _may_have_own_shm() -> bool:
     try:
-        return subprocess.run([*OWN_SHM, "true"], capture_output=True, check=False).returncode == 0
+        allowed = subprocess.run([*OWN_SHM, "true"], capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
-        return False
+        allowed = False
+    return OWN_SHM if allowed else ()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from actors.status import read_status
 from actors.status_types import SystemStatus
 from persist import read
 
-from .waiting import until
+from .waiting import DEADLINE, until
 
 ROOT = Path(__file__).parents[2]
 RUN = [sys.executable, "-m", "actors", "run"]
@@ -80,7 +80,7 @@ class Running:
     def status(self) -> SystemStatus:
         return read_status(self.path)
 
-    def until(self, condition: Callable[[SystemStatus], object], what: str, seconds: float = 30.0) -> SystemStatus:
+    def until(self, condition: Callable[[SystemStatus], object], what: str, seconds: float = DEADLINE) -> SystemStatus:
         found: list[SystemStatus] = []
 
         def holds() -> object:

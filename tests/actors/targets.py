@@ -123,10 +123,14 @@ def crashes_after_stacks(path: Path) -> None:
 def waits_with_a_thread(path: Path, how: str) -> None:
     import threading
 
+    inside = threading.Event()
+
     def thread_of_its_own() -> None:
+        inside.set()
         threading.Event().wait()
 
     threading.Thread(target=thread_of_its_own, daemon=True).start()
+    inside.wait()  # a thread that is started need not have come to its function
     write(path, "up")
     if how == "C":
         sum(range(10**12))  # in C, and the interpreter lock is never given up

@@ -107,7 +107,7 @@ FILLING = """
                     pass
 
     def until(condition):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while not condition():
             assert time.monotonic() < deadline, system.status()
             time.sleep(0.01)
@@ -116,7 +116,7 @@ FILLING = """
         filler = sys.argv[1] + "/../filler"
         with app.start() as system:
             refused = []
-            until(lambda: system.ask("sink", Question(), timeout=10, reply=Answer).n == FIRST)
+            until(lambda: system.ask("sink", Question(), timeout=100, reply=Answer).n == FIRST)
             fill(filler)
             open(GO, "w").close()
 
@@ -133,7 +133,7 @@ FILLING = """
 
             def is_done():
                 try:
-                    return system.ask("sink", Question(), timeout=10, reply=Answer).n == LAST
+                    return system.ask("sink", Question(), timeout=100, reply=Answer).n == LAST
                 except JournalFull:
                     return False
 
@@ -218,7 +218,7 @@ BLOCKED = """
     app.route("drum", Beat, to="counter")
 
     def until(condition):
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 100
         while not condition():
             assert time.monotonic() < deadline, system.status()
             time.sleep(0.01)
@@ -282,7 +282,7 @@ LARGE = """
     if __name__ == "__main__":
         with app.start() as system:
             system.send("maker", Make(64 << 20))
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 100
             while "waits" not in open(sys.argv[1] + "/log.jsonl").read():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
@@ -297,7 +297,7 @@ def run(folder: Path, mounts: dict[Path, str], text: str = SCRIPT) -> subprocess
     mount = " && ".join(f"mount -t tmpfs -o size={size},mode=700 tmpfs {path}" for path, size in mounts.items())
     command = f"{mount} && exec {sys.executable} {script} {folder}/disk/run"
     return subprocess.run(
-        ["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, timeout=60, check=False
+        ["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, timeout=110, check=False
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import select
@@ -23,6 +24,7 @@ from actors.exits import WorkerExit
 from actors.guardian import children_of
 from actors.process import LaunchFailed, WorkerProcess, start_forkserver, stop_forkserver
 from tests.actors import targets
+from tests.actors.faked import send
 from tests.actors.waiting import dead_within, text_of, until
 
 ROOT = Path(__file__).parents[2]
@@ -38,10 +40,10 @@ def guardian_pid() -> int:
 
 
 def server_pid() -> int:
-    """The fork server: the guardian's first child, for the guardian adopts others only later."""
-    children = children_of(guardian_pid())
+    """The fork server: the guardian's first child, for the guardian adopts others only later. Numbers of processes wrap
+    around, so it need not have the smallest one; the kernel lists the first one first."""
     until(lambda: children_of(guardian_pid()), "the fork server to be forked")
-    return min(children or children_of(guardian_pid()))
+    return children_of(guardian_pid())[0]
 
 
 def ended(process: WorkerProcess, seconds: float = 60.0) -> int:
@@ -75,6 +77,16 @@ def test_no_exit_code_while_it_is_not_dead(started) -> None:
     assert started[0].poll() is None
     started[0].kill()
     assert ended(started[0]) == -signal.SIGKILL
+
+
+def test_exit_code_is_reported_by_a_fork_server_that_was_stopped(started, monkeypatch: pytest.MonkeyPatch) -> None:
+    started.append(WorkerProcess.start(targets.holds))
+    server = server_pid()
+    send(server, signal.SIGSTOP)
+    monkeypatch.setattr(process_module, "WAKE_AFTER", 0.1)
+    os.kill(started[0].pid, signal.SIGKILL)
+    assert ended(started[0]) == -signal.SIGKILL
+    assert server_pid() == server
 
 
 def test_worker_is_set_apart_from_the_terminal(started, tmp_path: Path) -> None:
@@ -175,6 +187,7 @@ def test_starts_leave_no_descriptor_behind() -> None:
         process.close()
 
     run_one()
+    gc.collect()  # what the tests before have left would be let go of at any moment, with its descriptors
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         run_one()
@@ -206,6 +219,7 @@ def test_stuck_fork_server_is_a_failed_launch(started, tmp_path: Path, monkeypat
     os.kill(server, signal.SIGSTOP)
     try:
         monkeypatch.setattr(process_module, "LAUNCH_TIMEOUT", 0.2)
+        monkeypatch.setattr(forkserver_module, "CLEANING", 60.0)
         monkeypatch.setattr(process_module._server, "wake", lambda: None)
         reason = r"'ringleader: worker' could not be launched: .*timed out, so it was ended"
         with pytest.raises(LaunchFailed, match=reason):
@@ -303,7 +317,7 @@ def test_fork_server_is_not_stopped_under_a_living_worker(started) -> None:
     started[0].kill()
     ended(started[0])
     server = server_pid()
-    stop_forkserver()
+    stop_forkserver(timeout=60)
     assert not psutil.pid_exists(server)
     stop_forkserver()
     started.append(WorkerProcess.start(targets.returns, (1,)))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from actors import AskFailed, ExitStatus, Handler, Message, SystemClosed, Topology, handle
+from actors import AskFailed, ExitStatus, Handler, Message, SystemClosed, Topology, control_protocol, handle
 from actors.cli import app
 from actors.dead_letters import LetterChange, LetterPlace, collect
 from actors.letters_stopped import change_stopped
@@ -233,7 +233,11 @@ def test_letters_of_one_id_at_two_workers_are_two(directory: Path, log: Log, gat
         assert [(one.worker, one.id) for one in collect(directory).dead_letters] == [("work", "gateway/1")]
 
 
-def test_a_running_system_is_asked_by_the_command_line(directory: Path, log: Log, gate: Path) -> None:
+def test_a_running_system_is_asked_by_the_command_line(
+    directory: Path, log: Log, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_protocol, "SILENCE", 60.0)  # however slow this machine is, somebody is listening
+
     def ringleader(*arguments: str) -> tuple[int, str, str]:
         done = CliRunner().invoke(app, ["dead-letters", *arguments])
         return done.exit_code, done.stdout, done.stderr

@@ -67,7 +67,11 @@ SCRIPT = """
 
 
 class Script:
-    """The program above as a process of its own."""
+    """The program above as a process of its own.
+
+    Without a `pause` more waits for the sink than a slow machine drains in time as soon as the sink stands still for
+    seconds: who expects a drain to come to its end gives one.
+    """
 
     def __init__(self, folder: Path, limit: int = 10**9, pause: str = "None", delay: float = 0.0) -> None:
         self.directory = folder / "run"
@@ -100,7 +104,7 @@ def scripts(tmp_path: Path) -> Iterator[list[Script]]:
         script.process.communicate()
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"
@@ -127,7 +131,7 @@ def test_a_script_that_ends_cleanly_exits_0(tmp_path: Path, scripts: list[Script
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_drains(tmp_path: Path, scripts: list[Script], number: signal.Signals) -> None:
-    scripts.append(script := Script(tmp_path))
+    scripts.append(script := Script(tmp_path, pause="0.001"))
     script.up()
     until(lambda: handled(script.directory) > 0)
     script.process.send_signal(number)
@@ -154,7 +158,7 @@ def test_first_signal_drains_second_stops(tmp_path: Path, scripts: list[Script])
 
 def test_ctrl_c_reaches_the_supervisor_only(tmp_path: Path, scripts: list[Script]) -> None:
     """Workers have sessions of their own: the terminal's signal to the foreground group does not touch them."""
-    scripts.append(script := Script(tmp_path))
+    scripts.append(script := Script(tmp_path, pause="0.001"))
     script.up()
     groups = {os.getpgid(worker.pid) for worker in script.workers()}
     assert os.getpgid(script.process.pid) not in groups

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ import pytest
 from actors import Handler, Message, StartFailed, State, Topology, handle
 from actors.exits import ExitStatus
 from bus import Field
+
+from .faked import send
 
 
 class Number(Message):
@@ -105,7 +106,7 @@ def test_what_cannot_be_honoured_is_refused_with_what_is_pending(
     with topology(tmp_path / "run", hosts).start() as system:
         system.send("adder", Number(1))
         assert system.ask("adder", Get(), reply=Seen).total == 1
-        os.kill(system.block("b").get(Field.PID), signal.SIGSTOP)
+        send(system.block("b").get(Field.PID), signal.SIGSTOP)
         for _ in range(3):
             system.send("adder", Number(1))
         system.stop(drain=False)

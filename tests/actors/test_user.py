@@ -72,8 +72,9 @@ Declare = Callable[..., Topology]
 def declare(tmp_path: Path, module: ModuleType) -> Declare:
     def declare(user: Any = "nobody", level: str = "process", feed: bool = False, **options: Any) -> Topology:
         app = Topology("users", directory=tmp_path / "users", durability=level, max_restarts=50, backoff_first=0.01)
-        app.worker("w", teller=module.Teller if feed else module.Once)
+        app.worker("w", teller=module.Teller if feed else module.Once, hanging=module.Hanging)
         app.external("teller", module.Ask, module.Tick, module.Poison, module.Do)
+        app.external("hanging", module.Hang)
         if feed:
             app.worker("feeder", feed=module.Feed)
             app.route("feed", module.Tick, to="teller")
@@ -178,7 +179,7 @@ def test_what_is_done_to_workers_is_done_to_it(declare: Declare, module: ModuleT
         assert "killed by SIGSEGV" in system.status().workers[0].last_death
         assert "as_user.py" in log.read_text()  # faulthandler's stack
 
-        system.send("teller", module.Do("hang"))
+        system.send("hanging", module.Hang())
         until(lambda: system.status().workers[0].deaths == 2, "it to be killed")
         assert "more than its busy_limit of 1.5 s" in system.status().workers[0].last_death
 
