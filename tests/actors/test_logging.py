@@ -22,6 +22,7 @@ import pytest
 
 from actors import Handler, Message, System, Topology, handle
 from actors.log_record import Line, decode_line
+from actors.process import start_forkserver
 from bus import Block, Field
 from tests.actors import waiting
 
@@ -237,6 +238,7 @@ def test_a_record_survives_the_sigkill_of_the_worker_that_wrote_it(directory: Pa
 def test_kills_of_a_worker_that_logs_tear_nothing_and_stop_nobody(directory: Path, kept: Kept) -> None:
     app = talking(directory, max_restarts=1000, backoff_first=0.0, backoff_max=0.01, log_bytes=1 << 30)
     app.worker("hall", chatter=Chatter.spec(size=2000))
+    start_forkserver(())  # it is the program's: it stays, whichever of its systems was the first to need it
     descriptors = len(os.listdir("/proc/self/fd"))
     pids = []
     with app.start() as system:
