@@ -275,8 +275,8 @@ def test_a_flood_is_bounded_in_memory_and_every_record_arrives_or_is_counted(dir
     finally:
         log.propagate = True
         log.setLevel(logging.NOTSET)
-    sizes = [(directory / name).stat().st_size for name in ("log.jsonl", "log.jsonl.1")]
-    assert sum(sizes) <= 512 << 10
+    # How much has arrived is for the machine to say: one file is enough where the supervisor had little time.
+    assert sum(path.stat().st_size for path in directory.glob("log.jsonl*")) <= 512 << 10
 
 
 @pytest.mark.parametrize("what", ["flood", "flood at the end"])
