@@ -20,7 +20,8 @@ from typing import Any
 import psutil
 import pytest
 
-from actors import Handler, Message, System, Topology, handle
+from actors import Handler, Message, System, Topology, events, handle
+from actors.log_collect import Collector
 from actors.log_record import Line, decode_line
 from actors.process import start_forkserver
 from bus import Block, Field
@@ -292,6 +293,32 @@ def test_drops_and_arrivals_add_up(directory: Path, kept: Kept, what: str) -> No
     told = [re.match(r"(\d+) records were dropped", line.message) for line in written]
     dropped = sum(int(match[1]) for match in told if match)
     assert arrived + dropped == 20_000 + len(("start", "stop"))  # of which each may be dropped as well
+
+
+def test_what_a_worker_could_not_tell_before_its_end_is_told_for_it(
+    directory: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor takes no record before the worker is dead."""
+    log.setLevel(logging.INFO)
+    take, dead = Collector._take, threading.Event()
+
+    def late(*given: Any) -> bool:
+        assert dead.wait(60)
+        return take(*given)
+
+    def observe(event: events.Event) -> None:
+        if isinstance(event, events.WorkerEnded):
+            dead.set()
+
+    monkeypatch.setattr(Collector, "_take", late)
+    try:
+        with talking(directory, log_bytes=64 << 20).start(observer=observe) as system:
+            do(system, "flood at the end", 20_000)
+    finally:
+        log.setLevel(logging.NOTSET)
+    told = [re.match(r"(\d+) records were dropped", line.message) for line in lines(directory)]
+    (dropped,) = [int(match[1]) for match in told if match]
+    assert dropped + sum(line.logger == log.name for line in lines(directory)) == 20_000 + len(("start", "stop"))
 
 
 def test_no_log_is_kept_where_the_topology_says_so(directory: Path, kept: Kept) -> None:
