@@ -1,7 +1,8 @@
 """Sends commands to a running system through its control socket, and tells apart why none could be sent.
 
 Every wait is bounded: a supervisor that is stopped or hangs accepts connections (the kernel does that) and never
-answers; after `silence` seconds without a sign of life this is NotAnswering. One that takes long gives such signs.
+answers; after `silence` seconds without a sign of life this is NotAnswering. One that takes long gives such signs. Who
+stood still himself, with the whole machine maybe, cannot judge others: he begins to wait anew.
 A socket that another user's process serves is not talked to; root's is.
 """
 
@@ -24,6 +25,7 @@ from actors.errors import RingleaderError
 from actors.rundir import NotYours, RunDirectory
 
 AGAIN: Final = 0.02  # seconds; between two tries to connect while the queue of a stopped supervisor is full
+LATE: Final = 0.25  # seconds that a wait may end too late; after more of them this process stood still
 
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -80,7 +82,7 @@ def _result(path: Path, connection: socket.socket, silence: float, answer: type[
         try:
             body = protocol.taken_apart(received, protocol.MAX_ANSWER)
             if body is None:
-                _receive(path, connection, received, deadline, silence)
+                deadline = _receive(path, connection, received, deadline, silence)
                 continue
             del received[: protocol.LENGTH.size + len(body)]
             said = protocol.read_answer(body)
@@ -94,17 +96,25 @@ def _result(path: Path, connection: socket.socket, silence: float, answer: type[
             raise NotUnderstood(path, f"what its control socket says is not understood: {error}") from None
 
 
-def _receive(path: Path, connection: socket.socket, received: bytearray, deadline: float, silence: float) -> None:
-    connection.settimeout(max(0.001, deadline - time.monotonic()))
-    try:
-        data = connection.recv(65536)
-    except TimeoutError:
-        raise _silent(path, silence) from None
-    except ConnectionError:
-        data = b""
+def _receive(path: Path, connection: socket.socket, received: bytearray, deadline: float, silence: float) -> float:
+    """What comes next. Returns the deadline, which is another one if this process stood still meanwhile."""
+    while True:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            data = connection.recv(65536)
+            break
+        except TimeoutError:
+            now = time.monotonic()
+            if now - deadline < LATE:
+                raise _silent(path, silence) from None
+            deadline = now + silence
+        except ConnectionError:
+            data = b""
+            break
     if not data:
         raise ConnectionLost(path, "its supervisor ended the connection without an answer")
     received += data
+    return deadline
 
 
 def _connect(directory: RunDirectory, silence: float) -> socket.socket:

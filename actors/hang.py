@@ -8,7 +8,8 @@ Pure: what was seen and when it was seen come in as arguments. Three kinds:
 
 Not hung: a handler at work that has no limit, however long it takes; a process that a debugger traces (state t); a
 worker that is starting, recovering or waiting for its turn, as far as silence goes: how long that may take is
-`ready_within`; one that is stopping: that is `shutdown`.
+`ready_within`; one that is stopping: that is `shutdown`. The loop beats between two transactions only: so who was seen
+with a handler at work has from then on its whole time, for the commit that follows too.
 
 Who is late himself cannot judge others. All times are monotonic, so that no clock jump is taken for silence; after a
 gap in the looks, as when the supervisor was stopped too, everything is given its whole time anew; and a verdict takes
@@ -93,9 +94,17 @@ def limits_of(plan: Plan, worker: str) -> Limits:
 
 
 def verdict(
-    now: float, seen: Seen, limits: Limits, *, letter: str = "", stopped_since: float | None = None, fresh: float = 0.0
+    now: float,
+    seen: Seen,
+    limits: Limits,
+    *,
+    letter: str = "",
+    stopped_since: float | None = None,
+    fresh: float = 0.0,
+    at_work: float = 0.0,
 ) -> Hung | None:
-    """What one look says. `fresh`: nothing before it counts; `stopped_since`: when the state T was seen first."""
+    """What one look says. `fresh`: nothing before it counts; `stopped_since`: when the state T was seen first;
+    `at_work`: when a handler was seen at work last."""
     if letter == TRACED:
         return None
     if letter == STOPPED:
@@ -112,7 +121,7 @@ def verdict(
         what = f"with message {_message(seen, limits)}" if seen.peer >= 0 else "outside of any message"
         text = f"handler {name!r} busy for {lasted:.1f} s {what}, more than its busy_limit of {limit:g} s"
         return Hung(Kind.BUSY, text)
-    lasted = now - max(seen.heartbeat, fresh)
+    lasted = now - max(seen.heartbeat, fresh, at_work)
     if seen.state not in _BEATS or lasted <= limits.hung_after:
         return None
     why = f"; {_LETTERS[letter]}" if letter in _LETTERS else ""
@@ -130,7 +139,7 @@ class Watch:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._fresh = self._last = float("-inf")
+        self._fresh = self._last = self._at_work = float("-inf")
         self._stopped_since: float | None = None
         self._suspicion: tuple[Kind, float, float] | None = None  # kind, and the beat and the beginning it rests on
         self._suspected_at = 0.0
@@ -152,7 +161,17 @@ class Watch:
             self._stopped_since = None
         elif self._stopped_since is None:
             self._stopped_since = now
-        hung = verdict(now, seen, self._limits, letter=state, stopped_since=self._stopped_since, fresh=self._fresh)
+        if 0 <= seen.handler < len(self._limits.handlers):
+            self._at_work = now
+        hung = verdict(
+            now,
+            seen,
+            self._limits,
+            letter=state,
+            stopped_since=self._stopped_since,
+            fresh=self._fresh,
+            at_work=self._at_work,
+        )
         if hung is None:
             self._suspicion = None
             return None

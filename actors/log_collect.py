@@ -4,7 +4,8 @@ Each record goes to the log file, and into the logging of the program as if it h
 loggers, levels, filters and handlers apply. What holds:
 - Every incarnation of a worker has a channel of its own. What it wrote before its death, however it died, is read.
 - Nothing that a worker sends, and nothing that a handler of the program raises, ends the thread. A handler that is slow
-  makes workers drop records (see `log_worker`), and nothing else.
+  makes workers drop records (see `log_worker`), and nothing else. How many of them a worker could not tell any more
+  before its end is told for it (`lost`).
 - Who reports an event of the supervisor (`note`) waits neither for the thread nor for the disk.
 - `close` is called when the workers are dead: it takes what is left in the channels, and is bounded in time.
 """
@@ -60,6 +61,7 @@ class Collector:
         self._present: dict[str, Channel] = {}  # of the incarnations that were started last
         self._new: deque[Channel] = deque()
         self._notes: deque[bytes] = deque(maxlen=NOTES)
+        self._lost: deque[tuple[str, int]] = deque()
         self._channels: set[Channel] = set()  # of the thread's own
         self._selector = selectors.DefaultSelector()
         self._closing = threading.Event()
@@ -109,6 +111,11 @@ class Collector:
         self._notes.append(encode_line(line_of_event(event)))
         self._rouse()
 
+    def lost(self, worker: str, dropped: int) -> None:
+        """So many records of a worker that is dead were dropped, which it has not told itself."""
+        self._lost.append((worker, dropped))
+        self._rouse()
+
     def close(self) -> None:
         """Take what is left, and end. Idempotent. A handler of the program that never returns is left to itself."""
         self._until = min(self._until, self._clock() + CLOSING)
@@ -156,6 +163,9 @@ class Collector:
                 self._channels.discard(channel)
             if channel.dropped or channel.bad:
                 self._tell(channel, at_once=over or not alive)
+        while self._lost:
+            worker, dropped = self._lost.popleft()
+            self._hand_over(worker, _own(_dropped(dropped)))
         while self._notes:
             self._keep(self._notes.popleft())
 
@@ -189,7 +199,7 @@ class Collector:
         channel.tell_at = now + TICK
         parts = []
         if channel.dropped:
-            parts.append(f"{channel.dropped} records were dropped: they came faster than they could be taken")
+            parts.append(_dropped(channel.dropped))
         if channel.bad:
             parts.append(f"{channel.bad} packets were no log records")
         channel.dropped = channel.bad = 0
@@ -237,6 +247,10 @@ class Collector:
 def _indented(text: str) -> str:
     """Harmless, and indented from the second line on, as `text_of` does it."""
     return harmless(text).rstrip("\n").replace("\n", "\n    ")
+
+
+def _dropped(count: int) -> str:
+    return f"{count} records were dropped: they came faster than they could be taken"
 
 
 def _own(text: str) -> Sent:

@@ -2,7 +2,8 @@
 
 The root logger has one handler, which sends each record as one packet. What holds:
 - A worker never waits for a supervisor that is slow, stopped or gone: in all at most PATIENCE seconds of each second
-  (records below WARNING: half of that), then records are dropped. How many is told as soon as there is room.
+  (records below WARNING: half of that), then records are dropped. How many is told as soon as there is room, and
+  stands in a cell until then: of a worker that ends before there was any, the supervisor tells it.
 - A worker that dies leaves whole records: what was sent is in the socket, and is read after its death.
 - It may be used from any thread, in signal handlers, and in processes forked by user code. No lock of it is shared with
   another process. A record that cannot be made (wrong arguments, a `repr` that fails) is reported as `logging` does,
@@ -85,11 +86,28 @@ class SupervisorHandler(logging.Handler):
     def __init__(self, channel: socket.socket) -> None:
         super().__init__()
         self.at_work: AtWork = lambda: ("", "")
-        self.dropped = 0  # since the last packet that went out
+        self._dropped = 0
+        self._counted: Callable[[int], None] | None = None
         self._channel = channel
         self._patience = Patience()
         self._thread = threading.get_ident()
         self._format = logging.Formatter()
+
+    @property
+    def dropped(self) -> int:
+        """Records since the last packet that went out."""
+        return self._dropped
+
+    @dropped.setter
+    def dropped(self, count: int) -> None:
+        self._dropped = count
+        if self._counted is not None:
+            self._counted(count)
+
+    def counts(self, counted: Callable[[int], None]) -> None:
+        """Whenever it changes, and now."""
+        self._counted = counted
+        counted(self._dropped)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -147,9 +165,11 @@ class SupervisorHandler(logging.Handler):
             except OSError:
                 pass  # nobody reads any more, or no memory for it
             else:
-                self.dropped -= dropped
+                if dropped:
+                    self.dropped -= dropped
                 return
-            self.dropped += sent is not None
+            if sent is not None:
+                self.dropped += 1
             return
 
     def _waits(self, level: int) -> bool:
@@ -169,6 +189,7 @@ class SupervisorHandler(logging.Handler):
 
     def forked(self) -> None:
         """A process forked by user code goes on with the socket, and tells of its own drops only."""
+        self._counted = None
         self.dropped = 0
         self._thread = 0
 
@@ -190,6 +211,13 @@ def handlers_run_here(at_work: AtWork) -> None:
     """In this thread. `at_work` tells which handler is at work, and the id of the message that it handles."""
     if _installed is not None:
         _installed.at_work = at_work
+
+
+def count_dropped(counted: Callable[[int], None]) -> None:
+    """Called with how many records were dropped and not told yet, whenever that changes: what is known of it when this
+    process is gone."""
+    if _installed is not None:
+        _installed.counts(counted)
 
 
 def tell_dropped(wait: float = 0.0) -> None:

@@ -1,8 +1,9 @@
 """Ends a running system from outside: asks through its control socket, then waits.
 
 Where nobody answers there, it sends signals, to exactly the process that its identity names. The first SIGTERM drains,
-a second one stops now. Signals that arrive while the same one is pending are one signal, so the second is sent when the
-first has shown its effect, or has had time enough, and again while nothing comes of it.
+a second one stops now: so one that drains already is sent none, unless it is to stop now. Signals that arrive while the
+same one is pending are one signal, so the second is sent when the first has shown its effect, or has had time enough,
+and again while nothing comes of it.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ def stop(path: Path, identity: Identity, *, now: bool, timeout: float) -> Stoppe
             return Stopped(ending)
         state = system_state(identity)
         moment = time.monotonic()
-        again = now and (moment >= next_signal or (sent == 1 and state in {"draining", "stopping"}))
-        if not asked and (sent == 0 or again):
+        ends = state in {"draining", "stopping"}
+        again = now and (moment >= next_signal or (sent == 1 and ends))
+        if not asked and (again or (sent == 0 and not ends)):
             _signal(identity)
             sent += 1
             next_signal = moment + (FIRST_EFFECT if sent == 1 else AGAIN)

@@ -366,6 +366,7 @@ class System:
         if account is not None:
             opening = opening_of(self.plan, name, self._identity.run_id, boot.journal, account.uid)
             first = partial(open_first, opening)
+        self._tell_dropped(name)
         with self._logs.channel(name) as log:
             return WorkerProcess.start(
                 main,
@@ -376,6 +377,13 @@ class System:
                 run_as=account,
                 first=first,
             )
+
+    def _tell_dropped(self, worker: str) -> None:
+        """Of log records, by an incarnation that is dead and could not tell it any more."""
+        block = self._board.block(worker)
+        if dropped := block.get(Field.LOG_DROPPED):
+            block.set(Field.LOG_DROPPED, 0)
+            self._logs.lost(worker, dropped)
 
     # ------------------------------------------------------------------------------------------------ ending
     def _quiet(self) -> bool:
@@ -398,6 +406,7 @@ class System:
             self._gateway.close,
             self._record_end,
             self._control.close,
+            self._tell_all_dropped,
             self._logs.close,
             self._give_back,
         )
@@ -407,6 +416,10 @@ class System:
             except Exception as failure:
                 self._failure = self._failure or failure
         self._ended.set()
+
+    def _tell_all_dropped(self) -> None:
+        for worker in self.plan.workers:
+            self._tell_dropped(worker.name)
 
     def _record_end(self) -> None:
         self._directory.write_exit(

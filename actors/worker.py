@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -94,6 +95,7 @@ def main(boot_bytes: bytes, levels: Levels | None = None, opened: Opened | None 
     # failpoint: board-attached
     block = board.block(boot.worker)
     block.set_text(Text.LAST_WORDS, "")
+    log_worker.count_dropped(partial(block.set, Field.LOG_DROPPED))
     try:
         Worker(boot, board, block, wires, opened.directory if opened is not None else Directory).run()
         code = WorkerExit.STOPPED

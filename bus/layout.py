@@ -247,6 +247,7 @@ class Field(metaclass=Cells):
     BUSY_MANY = (
         36  # 1: a batch handler had several messages in hand, BUSY_SEQ was the last; the next incarnation reads it
     )
+    LOG_DROPPED = 37  # log records that found no room, and of which nothing was told yet
     # the supervisor writes
     CONTROL = 48  # a Control
     RESTARTS = 49

@@ -7,7 +7,6 @@ import datetime
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +40,7 @@ from actors.dead_letters_view import letter_lines
 from actors.errors import BadRecord, CodecRefused, MessageTooLarge
 from actors.letter_commands import requeued
 from actors.sealed import EXT, head, is_sealed, unseal
-from bus import Field
+from bus import Block, Field
 from persist import read
 
 from .waiting import until
@@ -603,24 +602,37 @@ class Stage(Counter):
 
 
 class Source(Handler):
+    """Sends so many for each file in a folder."""
+
     state: Numbers
 
-    def __init__(self, last: int) -> None:
-        self.last = last
+    def __init__(self, folder: Path, portion: int) -> None:
+        self.folder, self.portion = folder, portion
 
-    def on_loop(self) -> float | None:
-        for _ in range(min(20, self.last - self.state.n)):
+    def on_loop(self) -> float:
+        last = self.portion * len(os.listdir(self.folder))
+        for _ in range(min(20, last - self.state.n)):
             self.state.n += 1
             self.send(Order(self.state.n, "x" * (self.state.n % 50)))
-        return 0.001 if self.state.n < self.last else float("inf")
+        return 0.001
+
+
+def pid_of(block: Block) -> int:
+    """As soon as it has a process."""
+    while True:
+        until(lambda: block.get(Field.PID), "a process")
+        if pid := block.get(Field.PID):
+            return pid
 
 
 def test_kills_lose_double_and_reorder_nothing_of_a_codec(directory: Path) -> None:
-    last, chance = 20_000, random.Random(5)
+    portion, kills, chance = 2000, 10, random.Random(5)
+    folder = directory.with_name("portions")
+    folder.mkdir()
     app = Topology(
         "kills", directory=directory, max_restarts=10**6, backoff_first=0.001, backoff_max=0.01, max_attempts=1000
     )
-    app.worker("first", source=Source.spec(last))
+    app.worker("first", source=Source.spec(folder, portion))
     app.worker("second", stage=Stage)
     app.worker("third", counter=Counter)
     app.external("counter")
@@ -629,17 +641,16 @@ def test_kills_lose_double_and_reorder_nothing_of_a_codec(directory: Path) -> No
     app.route("stage", Order, to="counter")
     app.codec(Order, JSON)
     with app.start() as system:
-        kills, seen, deadline = 0, 0, time.monotonic() + 100
-        while (told := system.ask("counter", Get(), reply=Told)).n < last:
-            assert time.monotonic() < deadline, told
-            if told.n == seen:
-                continue  # a machine that is slow to start a worker again gets on, too
-            seen = told.n
-            pid = system.block(chance.choice(["first", "second", "third"])).get(Field.PID)
-            if pid:
-                with contextlib.suppress(ProcessLookupError):  # it has not been started again yet
-                    os.kill(pid, signal.SIGKILL)
-                    kills += 1
-        assert not told.wrong
-        assert kills > 4
+
+        def told() -> Told:
+            return system.ask("counter", Get(), reply=Told)
+
+        for kill in range(kills):
+            (folder / str(kill)).touch()
+            until(partial(lambda before: told().n > before, portion * kill), "some of the next ones")
+            pid = pid_of(system.block(chance.choice(["first", "second", "third"])))
+            with contextlib.suppress(ProcessLookupError):  # it has just ended, which is told later
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: told().n == portion * kills, "the last one")
+        assert not told().wrong
         assert not read(system.directory / "journals" / "third").dead

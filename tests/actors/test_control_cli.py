@@ -126,8 +126,8 @@ def test_workers_are_restarted_one_after_the_other_and_nothing_is_lost(live: Liv
     code, out, err = told(ringleader("restart", "live", "stats", "ingest"))
     assert (code, err) == (0, "")
     assert re.fullmatch(
-        r"stats: restarted, process \d+, epoch 2 \(after \d\.\d\d s\)\n"
-        r"ingest: restarted, process \d+, epoch 2 \(after \d\.\d\d s\)\n",
+        r"stats: restarted, process \d+, epoch 2 \(after \d+\.\d\d s\)\n"
+        r"ingest: restarted, process \d+, epoch 2 \(after \d+\.\d\d s\)\n",
         out,
     )
     for worker in live.system.status().workers:
@@ -141,7 +141,7 @@ def test_workers_are_restarted_one_after_the_other_and_nothing_is_lost(live: Liv
 def test_a_paused_worker_handles_nothing_until_it_is_resumed(live: Live) -> None:
     code, out, err = told(ringleader("pause", "live", "stats"))
     assert (code, err) == (0, "")
-    assert re.fullmatch(r"stats: paused, process \d+, epoch 1 \(after \d\.\d\d s\)\n", out)
+    assert re.fullmatch(r"stats: paused, process \d+, epoch 1 \(after \d+\.\d\d s\)\n", out)
     count = live.handled()
     live.until(lambda status: status.edge("ingest", "stats").backlog_messages > 100, "messages to wait")
     assert live.handled() == count

@@ -500,6 +500,34 @@ def test_a_supervisor_that_does_not_answer_is_told_from_one_that_is_gone(tmp_pat
             ask(directory.path, "echo", Text(), Text)
 
 
+def test_who_stood_still_himself_waits_for_the_answer_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the whole machine, say: whoever is to answer has had no time either, and answers only now."""
+    stood = threading.Event()
+
+    class Stands(Clock):
+        """Still for a while, once the client has begun to wait; its next look at the clock is after that."""
+
+        looks = 0
+
+        def monotonic(self) -> float:
+            self.looks += 1
+            if self.looks == 3:
+                self.now += 100
+            if self.looks == 4:
+                stood.set()
+            return self.now
+
+    def answers(connection: socket.socket) -> None:
+        connection.recv(100)
+        assert stood.wait(60)
+        connection.sendall(framed({"kind": "done", "value": {"text": "at last"}}))
+
+    monkeypatch.setattr(control_client, "time", clock := Stands())
+    with RunDirectory.open(tmp_path / "home" / "trades") as directory, served(directory, answers):
+        assert ask(directory.path, "echo", Text(), Text, silence=60).text == "at last"
+    assert clock.looks > 4
+
+
 def test_a_full_queue_of_a_supervisor_that_does_not_answer(tmp_path: Path) -> None:
     with RunDirectory.open(tmp_path / "home" / "trades") as directory, served(directory, None, backlog=0):
         waiting = raw(directory.path)

@@ -60,6 +60,19 @@ def test_a_handler_without_limit_is_never_hung_by_silence() -> None:
     assert watch(FREE, 100 + 3600, step=1.0) == (None, 3701)
 
 
+def test_after_a_handler_has_taken_its_time_the_loop_has_all_of_its_own() -> None:
+    """What it has done is still to be committed, and the last beat is from before it began."""
+    watch = Watch(LIMITS)
+    for tick in range(120):
+        assert watch.look(100 + tick / 2, FREE, lambda: "R") is None
+    for tick in range(60):
+        assert watch.look(160 + tick / 2, IDLE, lambda: "D") is None
+    assert watch.look(190, IDLE, lambda: "D") is None
+    hung = watch.look(190.5, IDLE, lambda: "D")
+    assert hung is not None
+    assert hung.kind is Kind.SILENT
+
+
 @pytest.mark.parametrize("seen", [IDLE, BUSY, FREE], ids=["idle", "busy", "free"])
 def test_a_traced_process_is_not_hung(seen: Seen) -> None:
     assert watch(seen, 400, letter="t")[0] is None

@@ -323,8 +323,10 @@ if __name__ == "__main__":
     Path({pid!r}).write_text(str(os.getpid()))
     with app.start() as system:
         if len(sys.argv) > 1:
+            system.pause("w")  # the second one kills whoever has still to send the third
             for n in (1, 2, 3):
                 system.send("work", Job(n))
+            system.resume("w")
         while len(Path({log!r}).read_text().split() if Path({log!r}).exists() else ()) < 2:
             signal.sigtimedwait((), 0.02)
 """

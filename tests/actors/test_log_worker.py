@@ -108,6 +108,22 @@ def test_what_was_dropped_is_told_without_another_record(line: Line) -> None:
     assert line.handler.dropped == 0
 
 
+def test_how_many_were_dropped_is_known_outside_until_it_is_told(line: Line) -> None:
+    counted: list[int] = []
+    line.handler.counts(counted.append)
+    line.fill()
+    for _ in range(2):
+        line.log.info("lost")
+    assert counted[-2:] == [1, 2]
+    line.packets()
+    line.log.info("after")
+    assert counted[-1] == 0
+    line.handler.forked()  # a process of the user's counts for nobody
+    line.fill()
+    line.log.info("lost")
+    assert (line.handler.dropped, counted[-1]) == (1, 0)
+
+
 def test_nobody_waits_longer_than_the_patience_for_room(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     line.fill()
     now, room = 0.0, line.handler._room

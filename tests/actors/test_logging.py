@@ -20,8 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
-from actors import Handler, Message, System, Topology, handle
+from actors import Handler, Message, System, Topology, events, handle
+from actors.log_collect import Collector
 from actors.log_record import Line, decode_line
+from actors.process import start_forkserver
 from bus import Block, Field
 from tests.actors import waiting
 
@@ -237,6 +239,7 @@ def test_a_record_survives_the_sigkill_of_the_worker_that_wrote_it(directory: Pa
 def test_kills_of_a_worker_that_logs_tear_nothing_and_stop_nobody(directory: Path, kept: Kept) -> None:
     app = talking(directory, max_restarts=1000, backoff_first=0.0, backoff_max=0.01, log_bytes=1 << 30)
     app.worker("hall", chatter=Chatter.spec(size=2000))
+    start_forkserver(())  # it is the program's: it stays, whichever of its systems was the first to need it
     descriptors = len(os.listdir("/proc/self/fd"))
     pids = []
     with app.start() as system:
@@ -273,8 +276,8 @@ def test_a_flood_is_bounded_in_memory_and_every_record_arrives_or_is_counted(dir
     finally:
         log.propagate = True
         log.setLevel(logging.NOTSET)
-    sizes = [(directory / name).stat().st_size for name in ("log.jsonl", "log.jsonl.1")]
-    assert sum(sizes) <= 512 << 10
+    # How much has arrived is for the machine to say: one file is enough where the supervisor had little time.
+    assert sum(path.stat().st_size for path in directory.glob("log.jsonl*")) <= 512 << 10
 
 
 @pytest.mark.parametrize("what", ["flood", "flood at the end"])
@@ -290,6 +293,32 @@ def test_drops_and_arrivals_add_up(directory: Path, kept: Kept, what: str) -> No
     told = [re.match(r"(\d+) records were dropped", line.message) for line in written]
     dropped = sum(int(match[1]) for match in told if match)
     assert arrived + dropped == 20_000 + len(("start", "stop"))  # of which each may be dropped as well
+
+
+def test_what_a_worker_could_not_tell_before_its_end_is_told_for_it(
+    directory: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor takes no record before the worker is dead."""
+    log.setLevel(logging.INFO)
+    take, dead = Collector._take, threading.Event()
+
+    def late(*given: Any) -> bool:
+        assert dead.wait(60)
+        return take(*given)
+
+    def observe(event: events.Event) -> None:
+        if isinstance(event, events.WorkerEnded):
+            dead.set()
+
+    monkeypatch.setattr(Collector, "_take", late)
+    try:
+        with talking(directory, log_bytes=64 << 20).start(observer=observe) as system:
+            do(system, "flood at the end", 20_000)
+    finally:
+        log.setLevel(logging.NOTSET)
+    told = [re.match(r"(\d+) records were dropped", line.message) for line in lines(directory)]
+    (dropped,) = [int(match[1]) for match in told if match]
+    assert dropped + sum(line.logger == log.name for line in lines(directory)) == 20_000 + len(("start", "stop"))
 
 
 def test_no_log_is_kept_where_the_topology_says_so(directory: Path, kept: Kept) -> None:

@@ -275,7 +275,7 @@ def test_a_worker_without_heartbeat_is_hung_and_its_message_is_named(fake: Fake)
 
 def test_a_worker_that_hangs_without_a_message_says_what_it_was_doing(fake: Fake) -> None:
     system = fake()
-    system.fill("stats", STATE=WorkerState.STARTING)
+    system.fill("stats", STATE=WorkerState.STARTING, HEARTBEAT_NS=time.monotonic_ns() - SECOND)
     note = read_status(system.path, hung_after=0).notes[-1]
     assert note.endswith("it is starting and handles no message")
 
