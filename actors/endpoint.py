@@ -460,7 +460,8 @@ class Endpoint:
             ring, outbound = link.producing, link.outbound
             assert ring is not None
             acked = ring.get(Cell.ACK)
-            if acked > outbound.acked:
+            # Without a journal what an earlier incarnation has published counts as acknowledged; its claims do not.
+            if acked > outbound.acked or link.claims:
                 self._forget(link, acked)
                 # failpoint: outbox-trimmed
                 link.forget_marks(acked)

@@ -8,11 +8,13 @@ import hashlib
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from actors import JSON, PICKLE, RAW, Handler, Message, MessageTooLarge, SendTimeout, State, System, Topology, handle
@@ -28,7 +30,7 @@ from actors.links import Link
 from actors.rundir import RunDirectory
 from actors.tickets import Large, Ticket, ticket_in, ticket_of
 from actors.wiring import open_claims
-from bus import Cell, Field
+from bus import Cell, Field, WorkerState
 from persist.errors import JournalFull
 from persist.format import DeadLetter, Send
 
@@ -546,6 +548,48 @@ def test_a_dead_letter_keeps_its_message_until_it_is_requeued_or_dropped(directo
         if level == "process":
             until(lambda: not there(directory), "the letter's message to go")
     assert not there(directory)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_sender_that_died_lets_go_what_is_consumed_and_rests(directory: Path, level: str) -> None:
+    """It waited for more to be acknowledged than there was, and looked again and again."""
+    app = Topology("claims", directory=directory, durability=level, backoff_first=0.001)
+    app.worker("from", source=Source.spec(10, str(directory / "gate")))
+    app.worker("work", sink=Sink)
+    app.route("source", Blob, to="sink")
+    app.external("sink", Get, Text, bytes, Frame)
+    app.codec(bytes, RAW)
+    app.codec(Frame, PICKLE)
+    with app.start() as system:
+        system.pause("work")
+        (directory / "gate").touch()
+        sender = system.block("from")
+
+        def published() -> int:
+            return next(one.published for one in system.status().edges if (one.source, one.target) == ("from", "work"))
+
+        until(lambda: published() == 10, "all of them in the ring")
+        (directory / "gate").unlink()  # at `memory` its count begins anew
+        os.kill(sender.get(Field.PID), signal.SIGKILL)
+        until(
+            lambda: sender.get(Field.RESTARTS) == 1 and sender.get(Field.SUPERVISED_STATE) == WorkerState.RUNNING,
+            "the next one",
+        )
+        assert len(there(directory)) >= 4
+        system.resume("work")
+        until(lambda: len(seen(system)) == 10, "all of them")
+        until(lambda: sender.get(Field.OUTBOX_BYTES) == 0, "what they held to be free")  # claims count until then
+        until(lambda: _rests(sender.get(Field.PID)), "the sender to rest")
+    assert not there(directory)
+
+
+def _rests(pid: int) -> bool:
+    """Whether in the next half second it needs less than a tenth of it."""
+    process = psutil.Process(pid)
+    before = process.cpu_times()
+    time.sleep(0.5)
+    after = process.cpu_times()
+    return (after.user - before.user) + (after.system - before.system) < 0.05
 
 
 def test_a_letter_is_requeued_with_its_message_while_nothing_runs(directory: Path) -> None:
