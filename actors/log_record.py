@@ -142,7 +142,7 @@ def plain(value: Any, depth: int = DEPTH) -> Any:
         return value
     kind = type(value)
     if kind is str:
-        return value.encode("utf-8", "backslashreplace").decode()
+        return _whole(value)
     if kind is int:
         return value if -(1 << 63) <= value < 1 << 64 else shown(value)
     if kind is float:
@@ -150,7 +150,7 @@ def plain(value: Any, depth: int = DEPTH) -> Any:
     if depth > 0 and kind in {list, tuple}:
         return [plain(one, depth - 1) for one in value]
     if depth > 0 and kind is dict:
-        return {key if type(key) is str else shown(key): plain(one, depth - 1) for key, one in value.items()}
+        return {_whole(key) if type(key) is str else shown(key): plain(one, depth - 1) for key, one in value.items()}
     return shown(value)
 
 
@@ -160,7 +160,12 @@ def shown(value: Any) -> str:
         text = repr(value)
     except Exception:
         text = f"<{type(value).__name__}>"
-    return cut(text, REPR).encode("utf-8", "backslashreplace").decode()
+    return _whole(cut(text, REPR))
+
+
+def _whole(text: str) -> str:
+    """Half a surrogate pair, which no encoding carries, as what would be written for it."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _tamed(packet: Packet) -> Packet:

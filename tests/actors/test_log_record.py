@@ -92,6 +92,7 @@ class Shy:
 def test_values_that_are_no_plain_data_travel_as_their_repr() -> None:
     assert plain({1: (1, 2), "x": {3}}) == {"1": [1, 2], "x": "{3}"}
     assert plain(1 << 70) == str(1 << 70)
+    assert plain({"a": {"\ud800": "\udfff"}}) == {"a": {"\\ud800": "\\udfff"}}
     assert plain(float("nan")) == "nan"
     assert plain(Shy()) == "<Shy>"
     assert len(plain(bytearray(5000))) < 300
