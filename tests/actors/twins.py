@@ -326,7 +326,7 @@ class Clock:
     """The time, as far as the worker reads it in Python: it stands still during a step."""
 
     def __init__(self, begin: int = 0) -> None:
-        self.ns = begin or time.monotonic_ns() + 10**12  # never earlier than what C reads
+        self.ns = begin or time.monotonic_ns() + 10**14  # a day ahead: never earlier than what C reads
         module = SimpleNamespace(**vars(time))
         module.monotonic_ns = module.time_ns = lambda: self.ns
         module.monotonic = module.time = lambda: self.ns / 1e9
