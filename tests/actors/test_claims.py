@@ -8,7 +8,6 @@ import hashlib
 import os
 import random
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from actors.links import Link
 from actors.rundir import RunDirectory
 from actors.tickets import Large, Ticket, ticket_in, ticket_of
 from actors.wiring import open_claims
-from bus import Cell, Field, WorkerState
+from bus import Block, Cell, Field, WorkerState
 from persist.errors import JournalFull
 from persist.format import DeadLetter, Send
 
@@ -423,6 +422,18 @@ def system_of(directory: Path, sink: Any = Sink, **options: Any) -> Topology:
     return app
 
 
+def gated(directory: Path, count: int, **options: Any) -> Topology:
+    """A source that sends so many, once there is a gate, and who takes them."""
+    app = Topology("claims", directory=directory, **options)
+    app.worker("from", source=Source.spec(count, str(directory / "gate")))
+    app.worker("work", sink=Sink)
+    app.route("source", Blob, to="sink")
+    app.external("sink", Get, Text, bytes, Frame)
+    app.codec(bytes, RAW)
+    app.codec(Frame, PICKLE)
+    return app
+
+
 def seen(system: System, handler: str = "sink") -> list[str]:
     return system.ask(handler, Get(), reply=Seen, timeout=60).items
 
@@ -492,14 +503,7 @@ def test_where_a_worker_runs_as_another_user_nothing_goes_by_claim_check(tmp_pat
 
 @pytest.mark.parametrize("level", ["memory", "process"])
 def test_a_receiver_that_takes_nothing_bounds_what_lies_in_claims(directory: Path, level: str) -> None:
-    app = Topology("claims", directory=directory, durability=level, claims_limit_bytes=MIB)
-    app.worker("from", source=Source.spec(60, str(directory / "gate")))
-    app.worker("work", sink=Sink)
-    app.route("source", Blob, to="sink")
-    app.external("sink", Get, Text, bytes, Frame)
-    app.codec(bytes, RAW)
-    app.codec(Frame, PICKLE)
-    with app.start() as system:
+    with gated(directory, 60, durability=level, claims_limit_bytes=MIB).start() as system:
         system.pause("work")
         (directory / "gate").touch()
         until(lambda: len(there(directory)) >= 4, "claims", 30)
@@ -553,14 +557,7 @@ def test_a_dead_letter_keeps_its_message_until_it_is_requeued_or_dropped(directo
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_sender_that_died_lets_go_what_is_consumed_and_rests(directory: Path, level: str) -> None:
     """It waited for more to be acknowledged than there was, and looked again and again."""
-    app = Topology("claims", directory=directory, durability=level, backoff_first=0.001)
-    app.worker("from", source=Source.spec(10, str(directory / "gate")))
-    app.worker("work", sink=Sink)
-    app.route("source", Blob, to="sink")
-    app.external("sink", Get, Text, bytes, Frame)
-    app.codec(bytes, RAW)
-    app.codec(Frame, PICKLE)
-    with app.start() as system:
+    with gated(directory, 10, durability=level, backoff_first=0.001).start() as system:
         system.pause("work")
         (directory / "gate").touch()
         sender = system.block("from")
@@ -579,15 +576,15 @@ def test_a_sender_that_died_lets_go_what_is_consumed_and_rests(directory: Path, 
         system.resume("work")
         until(lambda: len(seen(system)) == 10, "all of them")
         until(lambda: sender.get(Field.OUTBOX_BYTES) == 0, "what they held to be free")  # claims count until then
-        until(lambda: _rests(sender.get(Field.PID)), "the sender to rest")
+        until(lambda: _rests(sender), "the sender to rest")
     assert not there(directory)
 
 
-def _rests(pid: int) -> bool:
-    """Whether in the next half second it needs less than a tenth of it."""
-    process = psutil.Process(pid)
+def _rests(worker: Block) -> bool:
+    """Whether in half a second of its life it needs less than a tenth of that."""
+    process, beats = psutil.Process(worker.get(Field.PID)), worker.get(Field.HEARTBEAT_NS)
     before = process.cpu_times()
-    time.sleep(0.5)
+    until(lambda: worker.get(Field.HEARTBEAT_NS) > beats + 500_000_000, "half a second")
     after = process.cpu_times()
     return (after.user - before.user) + (after.system - before.system) < 0.05
 

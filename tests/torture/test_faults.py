@@ -226,8 +226,12 @@ def restarts_leave_nothing(folder: Path, restarts: int, at_once: int) -> dict[st
                 )
 
             until(again, "the restarts")
+
+            def closed(most: float = least) -> bool:
+                return me.num_fds() <= most
+
             # What is read from who died is closed by a thread of its own, which may wait for the disk meanwhile.
-            until(lambda: me.num_fds() <= least, "the descriptors of who died to be closed")  # noqa: B023 - called at once
+            until(closed, "the descriptors of who died to be closed")
             least = min(least, me.num_fds())
             for what, value in (
                 ("descriptors", me.num_fds()),
